@@ -1,0 +1,48 @@
+# Each target sets up what it needs; `make` alone lists them.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+# gpu where an NVIDIA driver answers, else cpu; once chosen it stays, for the two exclude each other in one environment.
+DEVICE := $(or $(shell cat $(VENV)/device 2>/dev/null),$(if $(shell nvidia-smi -L 2>/dev/null),gpu,cpu))
+PIP     = $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+
+.DEFAULT_GOAL := help
+.PHONY: help serve train test lint bench clean browser
+
+help:  ## list the targets
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-7s %s\n", $$1, $$2}'
+
+serve: $(VENV)/serving  ## serve the models in models/ on port 8000
+	$(BIN)/foldserve serve
+
+train: $(VENV)/everything  ## train, fold, export and check a model on the bundled digits, without a network
+	$(BIN)/foldserve train digits --out runs/digits --overwrite
+	$(BIN)/foldserve export runs/digits --name digits
+
+test: $(VENV)/everything browser  ## run all tests
+	$(BIN)/pytest
+
+browser:  # for the tests of the page; Debian's package, where this user may install it
+	@command -v chromium >/dev/null || (apt-get update -qq && apt-get install -qq -y chromium >/dev/null) || \
+	  echo "SKIPPED: no chromium here and no right to install it; the tests of the page will be skipped" >&2
+
+lint: $(VENV)/everything  ## ruff, mypy strict, and the boundaries between the packages
+	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/lint-imports
+
+bench: $(VENV)/everything  ## measure the service on this machine
+	$(BIN)/python benchmarks/serve.py
+
+clean:  ## remove the environment, the runs and the caches; models stay
+	rm -rf $(VENV) runs .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis *.egg-info
+
+$(VENV)/serving: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "foldserve needs Python 3.11 or newer, this is " + sys.version)'
+	@echo 'setting up $(VENV) for serving on the $(DEVICE)'
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) --editable '.[$(DEVICE)]'
+	echo $(DEVICE) > $(VENV)/device && touch $@
+
+$(VENV)/everything: $(VENV)/serving
+	@echo 'adding what training and the tests need'
+	$(PIP) --editable '.[$(DEVICE),train,dev]'
+	touch $@

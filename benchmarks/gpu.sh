@@ -1,0 +1,47 @@
+#!/usr/bin/env bash
+# What only a machine with an NVIDIA GPU can show, without hands: run it from the repository's root and keep its output.
+# PYTHON names an interpreter that has torch with CUDA; the serving part needs onnxruntime-gpu and is skipped without it.
+set -uo pipefail
+PYTHON=${PYTHON:-python3}
+OUT=${OUT:-runs/gpu}
+export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH}
+mkdir -p "$OUT"
+proved=() failed=() skipped=()
+step() { # NAME COMMAND…: run it, show its output, note how it ended
+    local name=$1; shift
+    printf '\n== %s\n' "$name"
+    if "$@"; then proved+=("$name"); else failed+=("$name"); fi
+}
+
+nvidia-smi --query-gpu=name,driver_version --format=csv,noheader || { echo "no NVIDIA driver answers"; exit 1; }
+"$PYTHON" -c 'import torch; print("torch", torch.__version__, "CUDA", torch.version.cuda)' || exit 1
+
+step "digits train on CUDA in bfloat16" "$PYTHON" -m foldserve train digits --set device=cuda --overwrite --out "$OUT/digits"
+step "a run from CUDA exports, folds exactly and passes parity on the CPU" \
+    "$PYTHON" -m foldserve export "$OUT/digits" --name digits --models "$OUT/models"
+if [ -n "${FOLDSERVE_DATA:-}" ]; then
+    for seed in 0 1 2; do
+        step "MNIST trains on CUDA, seed $seed" "$PYTHON" -m foldserve train mnist \
+            --set device=cuda --set "seed=$seed" --overwrite --out "$OUT/mnist-$seed"
+    done
+else
+    skipped+=("MNIST on CUDA: FOLDSERVE_DATA names no folder")
+fi
+if "$PYTHON" -c 'import onnxruntime, sys; sys.exit("CUDAExecutionProvider" not in onnxruntime.get_available_providers())'; then
+    step "the committed model gives its golden answers on CUDA" "$PYTHON" - <<'PYTHON'
+from pathlib import Path
+
+from service.engine import choose_device, open_engine
+from service.repository import Repository
+
+model = Repository(Path("models"), open_engine).load("mnist", choose_device("cuda"))
+print(f"{model.golden_images} golden images, largest difference {model.golden_difference:.2g}")
+PYTHON
+else
+    skipped+=("serving on CUDA: this onnxruntime has no CUDA provider")
+fi
+
+printf '\nproved:\n'; printf '  %s\n' "${proved[@]:-nothing}"
+printf 'skipped:\n'; printf '  %s\n' "${skipped[@]:-nothing}"
+printf 'failed:\n'; printf '  %s\n' "${failed[@]:-nothing}"
+exit "${#failed[@]}"

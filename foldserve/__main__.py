@@ -1,0 +1,7 @@
+"""`python -m foldserve` is `foldserve`."""
+
+import sys
+
+from foldserve.cli import main
+
+sys.exit(main())

@@ -1,0 +1,71 @@
+"""The command line: one parser, and what an error looks like. Each half brings its own subcommands."""
+
+import argparse
+import sys
+from typing import NoReturn
+
+from foldserve import __version__, predict
+from service import commands as serving
+from service.errors import ConfigurationError, FoldserveError, nearest
+from training import commands as training
+from training.errors import TrainingError, UsageError
+
+DONE, REFUSED, WRONG_USAGE = 0, 1, 2
+TRAINING_PACKAGES = frozenset({"torch", "onnxscript", "rich", "safetensors", "sklearn", "tensorboard"})
+RUNTIME = "onnxruntime"
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse that suggests the nearest flag."""
+
+    def error(self, message: str) -> NoReturn:
+        """Print one line and exit with 2."""
+        prefix = "unrecognized arguments: "
+        if message.startswith(prefix):
+            word = message.removeprefix(prefix).split()[0].partition("=")[0]
+            message += nearest(word, sorted(_flags_of(self)))
+        self.exit(WRONG_USAGE, f"{self.prog}: {message}\nTry: {self.prog} --help\n")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run a command; return 0 done, 1 refused or unhealthy, 2 wrong usage."""
+    parser = Parser(prog="foldserve", description="Train BatchNorm image classifiers, fold the BatchNorm, serve them.")
+    parser.add_argument("--version", action="version", version=f"foldserve {__version__}")
+    subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    for half in (serving, predict, training):
+        half.register(subparsers)
+    arguments = parser.parse_args(argv)
+    try:
+        status: int = arguments.run(arguments)
+    except (FoldserveError, TrainingError) as error:
+        print(f"foldserve: {error}", file=sys.stderr)
+        return WRONG_USAGE if isinstance(error, ConfigurationError | UsageError) else REFUSED
+    except ModuleNotFoundError as error:
+        return _explain_missing(error)
+    except KeyboardInterrupt:
+        print("foldserve: interrupted", file=sys.stderr)
+        return REFUSED
+    except BrokenPipeError:  # the reader of a pipe has left, as in `foldserve … | head`
+        sys.stderr.close()
+        return DONE
+    return status
+
+
+def _explain_missing(error: ModuleNotFoundError) -> int:
+    package = (error.name or "").partition(".")[0]
+    if package in TRAINING_PACKAGES:
+        print(f"foldserve: training needs {package}: pip install 'foldserve[train]'", file=sys.stderr)
+        return REFUSED
+    if package == RUNTIME:
+        print("foldserve: serving needs onnxruntime: pip install 'foldserve[cpu]' (or [gpu])", file=sys.stderr)
+        return REFUSED
+    raise error
+
+
+def _flags_of(parser: argparse.ArgumentParser) -> set[str]:
+    flags = set(parser._option_string_actions)  # noqa: SLF001 - argparse has no public list of its flags
+    for action in parser._actions:  # noqa: SLF001
+        if isinstance(action, argparse._SubParsersAction):  # noqa: SLF001
+            for child in action.choices.values():
+                flags |= _flags_of(child)
+    return flags

@@ -1,0 +1,162 @@
+"""`create_app(settings)`: the only place where objects are built and wired, and where errors become answers."""
+
+import asyncio
+import json
+import logging
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from importlib.metadata import version
+from typing import Any
+
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi_offline import FastAPIOffline
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from service import problems
+from service.config import Settings
+from service.engine import OpenEngine, open_engine
+from service.errors import BodyTooSlow, MalformedRequest, RetryLater, ServiceError, TooLarge
+from service.inference import Service
+from service.metrics import Metrics
+from service.routes import models, operations, page, predict
+from service.schemas import Problem
+
+LINGER_S = 1.0  # how long a refused body is read and thrown away, so that its sender gets to read the answer
+DESCRIPTION = "Image classification whose answers do not depend on what else is in the batch."
+
+logger = logging.getLogger(__name__)
+
+
+def create_app(
+    settings: Settings,
+    *,
+    open_engine: OpenEngine = open_engine,
+    on_failure: Callable[[BaseException], None] | None = None,
+) -> FastAPI:
+    """Build the service. Models load once it starts; until then it is live and not ready.
+
+    `on_failure` is told what ended the service for good. Raises ConfigurationError.
+    """
+    metrics = Metrics()
+    service = Service(settings, metrics, open_engine, on_failure)
+    app: FastAPI = FastAPIOffline(
+        title="foldserve",
+        version=version("foldserve"),
+        description=DESCRIPTION,
+        redoc_url=None,
+        lifespan=_lifespan,
+        responses={code: _document(title) for code, title in problems.TITLE.items() if code != 499},
+    )
+    app.state.service = service
+    app.add_middleware(_CountRequests, metrics=metrics)
+    for routes in (predict, models, operations, page):
+        app.include_router(routes.router)
+    app.mount("/page", page.files)
+    app.add_exception_handler(ServiceError, _answer_service_error)
+    app.add_exception_handler(RequestValidationError, _answer_wrong_parameter)
+    app.add_exception_handler(HTTPException, _answer_http_error)
+    app.add_exception_handler(Exception, _answer_surprise)
+    return app
+
+
+def _document(title: str) -> dict[str, Any]:
+    schema = {"$ref": f"#/components/schemas/{Problem.__name__}"}
+    return {"description": title, "content": {problems.MEDIA_TYPE: {"schema": schema}}}
+
+
+@asynccontextmanager
+async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
+    service: Service = app.state.service
+    loading = asyncio.create_task(service.start())
+    yield
+    loading.cancel()
+    await asyncio.gather(loading, return_exceptions=True)
+    await service.stop()
+
+
+class _CountRequests:
+    """Counts answers by route and code; a bare ASGI layer, for Starlette's own costs more than the answer."""
+
+    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+        self._app = app
+        self._metrics = metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def counting_send(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                route = getattr(scope.get("route"), "path", "unmatched")
+                self._metrics.request(route, message["status"])
+            await send(message)
+
+        await self._app(scope, receive, counting_send if scope["type"] == "http" else send)
+
+
+class _LingeringResponse(Response):
+    """An answer to a body that was not read to its end.
+
+    The answer goes out whole, then what still arrives is thrown away for a moment: a socket that is closed on unread
+    bytes is reset, and a reset makes the sender lose the answer (RFC 9112, section 9.6).
+    """
+
+    async def __call__(self, _: Scope, receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        await send({"type": "http.response.body", "body": self.body, "more_body": True})
+        try:
+            async with asyncio.timeout(LINGER_S):
+                while (message := await receive())["type"] == "http.request" and message.get("more_body"):
+                    pass
+        except TimeoutError:
+            pass
+        await send({"type": "http.response.body", "body": b""})
+
+
+def _respond(document: dict[str, Any], headers: dict[str, str], kind: type[Response] = Response) -> Response:
+    return kind(json.dumps(document), document["status"], headers, media_type=problems.MEDIA_TYPE)
+
+
+async def _answer_service_error(_: Request, error: Exception) -> Response:
+    assert isinstance(error, ServiceError)
+    if isinstance(error, TooLarge):
+        return _respond(problems.problem(error), {"connection": "close"}, _LingeringResponse)
+    headers = {"retry-after": str(error.retry_after_s)} if isinstance(error, RetryLater) else {}
+    if isinstance(error, BodyTooSlow):
+        headers["connection"] = "close"  # the rest of the body is not waited for
+    return _respond(problems.problem(error), headers)
+
+
+async def _answer_wrong_parameter(request: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)
+    first = error.errors()[0]
+    name = ".".join(str(part) for part in first["loc"][1:])
+    known = "model, version, top_k, logits"
+    detail = f"{first['loc'][0]} parameter {name}: {first['msg']}; known parameters are {known}"
+    return await _answer_service_error(request, MalformedRequest(detail))
+
+
+async def _answer_http_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    headers = {name.lower(): value for name, value in (error.headers or {}).items()}
+    if methods := _methods_at(request):
+        headers["allow"] = ", ".join(methods)  # Starlette names those of the first route alone
+    details = {
+        404: f"there is nothing at {request.url.path}; /docs lists what there is",
+        405: f"{request.method} is not possible at {request.url.path}",
+    }
+    names = {404: "no-such-path", 405: "method-not-allowed"}
+    status = error.status_code
+    document = problems.document_of(status, names.get(status, "http-error"), details.get(status, str(error.detail)))
+    return _respond(document, headers)
+
+
+def _methods_at(request: Request) -> list[str]:
+    path = getattr(request.scope.get("route"), "path", "")
+    return sorted(method.upper() for method in request.app.openapi()["paths"].get(path, {}))
+
+
+async def _answer_surprise(request: Request, error: Exception) -> Response:
+    service: Service = request.app.state.service
+    service.metrics.request(getattr(request.scope.get("route"), "path", "unmatched"), 500)  # outside of _CountRequests
+    logger.error("an answer failed in a way that nobody foresaw", exc_info=error)
+    return _respond(problems.document_of(500, "internal", "the service failed; its log says why"), {})

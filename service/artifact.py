@@ -1,0 +1,263 @@
+"""The model file's contract: read it, validate it, describe it. No web, no torch, no session.
+
+    models/<name>/<version>/model.onnx   uint8 pixels (batch, height, width, channels) → float32 logits (batch, classes)
+                            golden.npz   real images and the answers that the model must give on any machine
+
+`training.export` writes what is read here, through the same records.
+"""
+
+import hashlib
+import io
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from service.errors import ArtifactError, ServiceError
+from service.preprocessing import Preprocessing, decode
+
+MANIFEST_KEY = "foldserve"
+MODEL_FILE = "model.onnx"
+GOLDEN_FILE = "golden.npz"
+INPUT_NAME = "image"
+OUTPUT_NAME = "logits"
+
+Form = Literal["float", "exact"]
+Run = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class FoldRecord(_Record):
+    """One BatchNorm that went into the layer before it; `error` is the largest relative float64 difference seen."""
+
+    norm: str
+    into: str
+    kind: str
+    scale_min: float
+    scale_max: float
+    weight_max: float
+    bias_max: float
+    error: float | None = None
+
+
+class KeptRecord(_Record):
+    """One BatchNorm that stays in the graph, and why folding it would be wrong."""
+
+    norm: str
+    reason: str
+
+
+class NormRecord(_Record):
+    """The health of one BatchNorm as trained; `initial_share` is what is left of the initial statistics, 0 to 1."""
+
+    norm: str
+    eps: float
+    momentum: float | None
+    num_batches_tracked: int | None
+    initial_share: float | None
+
+
+class Parity(_Record):
+    """ONNX Runtime against the unfolded model in float64, over real images at several batch sizes."""
+
+    images: int
+    batch_sizes: tuple[int, ...]
+    max_abs_difference: float
+    float32_noise: float = Field(description="the same for the unfolded model in float32: what rounding alone costs")
+    argmax_flips: int
+
+
+class PixelStatistics(_Record):
+    """Per-channel mean and deviation of the training pixels, scaled to 0–1: what live traffic is held against."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+class Manifest(_Record):
+    """What a model file says about itself, stored as JSON in its metadata."""
+
+    schema_version: Literal[1] = 1
+    name: str
+    labels: tuple[str, ...] = Field(min_length=1)
+    preprocessing: Preprocessing
+    folds: tuple[FoldRecord, ...] = ()
+    kept: tuple[KeptRecord, ...] = ()
+    batchnorm: tuple[NormRecord, ...] = ()
+    parity: Parity | None = None
+    pixels: PixelStatistics | None = None
+    training: dict[str, Any] = {}
+    licence: str | None = None
+
+    @model_validator(mode="after")
+    def _labels_differ(self) -> Self:
+        if len(set(self.labels)) != len(self.labels):
+            raise ValueError("labels must differ from one another")
+        return self
+
+
+@dataclass(frozen=True, slots=True)
+class Golden:
+    """Real images with the answers that a model must give; see `check`.
+
+    Shapes: pixels uint8 (n, height, width, channels), logits_float64 (n, classes); encoded holds n image files.
+    """
+
+    encoded: tuple[bytes, ...]
+    pixels: NDArray[np.uint8]
+    logits_float64: NDArray[np.float64]
+    tolerance: float
+
+    def to_bytes(self) -> bytes:
+        """Return the npz file, readable without pickle: `encoded` joined, with int64 `offsets` (n + 1)."""
+        buffer = io.BytesIO()
+        np.savez_compressed(
+            buffer,
+            encoded=np.frombuffer(b"".join(self.encoded), np.uint8),
+            offsets=np.cumsum([0, *(len(image) for image in self.encoded)], dtype=np.int64),
+            pixels=self.pixels,
+            logits_float64=self.logits_float64,
+            tolerance=np.float64(self.tolerance),
+        )
+        return buffer.getvalue()
+
+    @classmethod
+    def from_file(cls, path: Path) -> Self:
+        """Read `to_bytes`'s format. Raises ArtifactError for a file that is missing or damaged."""
+        try:
+            content = path.read_bytes()
+        except FileNotFoundError:
+            raise ArtifactError(f"{path} is missing; export the model again") from None
+        except OSError as error:
+            raise ArtifactError(f"{path} cannot be read ({error.strerror}); export the model again") from None
+        try:
+            golden = cls._from_arrays(np.load(io.BytesIO(content), allow_pickle=False))
+        except Exception as error:  # noqa: BLE001 - zipfile, zlib and NumPy raise types of their own at damage
+            raise ArtifactError(f"{path} is damaged ({error}); export the model again") from None
+        if not len(golden.encoded) == len(golden.pixels) == len(golden.logits_float64) > 0:
+            raise ArtifactError(f"{path} is damaged (its arrays differ in length); export the model again")
+        return golden
+
+    @classmethod
+    def _from_arrays(cls, arrays: Any) -> Self:
+        joined, offsets = arrays["encoded"].tobytes(), arrays["offsets"]
+        if offsets.dtype != np.int64 or offsets.ndim != 1 or offsets[-1] != len(joined):
+            raise ValueError("offsets do not fit")
+        encoded = tuple(joined[start:end] for start, end in pairwise(offsets.tolist()))
+        golden = cls(encoded, arrays["pixels"], arrays["logits_float64"], float(arrays["tolerance"]))
+        if golden.pixels.dtype != np.uint8 or golden.logits_float64.dtype != np.float64:
+            raise ValueError("an array has another type")
+        if not 0 <= golden.tolerance < float("inf"):
+            raise ValueError(f"the tolerance is {golden.tolerance}")
+        return golden
+
+    def check(self, run: Run, spec: Preprocessing) -> float:
+        """Decode and run every golden image alone; return the largest logit difference seen.
+
+        Raises ArtifactError when a pixel differs, or a logit by more than the tolerance.
+        """
+        differences = [self._check_one(index, run, spec) for index in range(len(self.encoded))]
+        if max(differences) > self.tolerance:
+            raise ArtifactError(
+                f"golden image {int(np.argmax(differences))}: logits differ by {max(differences):.3g} from those at "
+                f"export, tolerance {self.tolerance:.3g}; this runtime computes another function of the same file"
+            )
+        return max(differences)
+
+    def _check_one(self, index: int, run: Run, spec: Preprocessing) -> float:
+        try:
+            pixels = decode(self.encoded[index], spec)
+        except ServiceError as error:
+            raise ArtifactError(f"golden image {index} cannot be decoded here: {error}") from None
+        if not np.array_equal(pixels, self.pixels[index]):
+            raise ArtifactError(f"golden image {index} decodes to other pixels than at export; see Pillow's version")
+        difference = run(pixels[np.newaxis]) - self.logits_float64[index]
+        return float(np.abs(difference).max()) if np.isfinite(difference).all() else float("inf")
+
+
+@dataclass(frozen=True, slots=True)
+class Artifact:
+    """A model file that was read and found to keep the contract."""
+
+    path: Path
+    model_bytes: bytes = field(repr=False)
+    digest: str  # sha256 of model_bytes, hexadecimal
+    manifest: Manifest
+    golden: Golden = field(repr=False)
+    form: Form = "float"
+
+    @classmethod
+    def load(cls, folder: Path) -> Self:
+        """Read models/<name>/<version>/. Raises ArtifactError naming the file and what is wrong with it."""
+        path = folder / MODEL_FILE
+        try:
+            model_bytes = path.read_bytes()
+        except OSError as error:
+            raise ArtifactError(f"{path} cannot be read ({error.strerror}); export the model again") from None
+        digest = hashlib.sha256(model_bytes).hexdigest()
+        manifest, golden = read_manifest(path, model_bytes), Golden.from_file(folder / GOLDEN_FILE)
+        artifact = cls(path, model_bytes, digest, manifest, golden)
+        artifact._golden_fits()
+        return artifact
+
+    def _golden_fits(self) -> None:
+        spec = self.manifest.preprocessing
+        shapes = self.golden.pixels.shape[1:], self.golden.logits_float64.shape[1:]
+        if shapes != ((*spec.size, spec.channels), (len(self.manifest.labels),)):
+            raise ArtifactError(f"{self.path.parent / GOLDEN_FILE} belongs to another model; export the model again")
+
+
+def read_manifest(path: Path, model_bytes: bytes) -> Manifest:
+    """Parse an ONNX file, check its inputs and outputs against its manifest, and return the manifest.
+
+    `path` is for messages only. Raises ArtifactError.
+    """
+    try:
+        model = onnx.load_model_from_string(model_bytes)
+        onnx.checker.check_model(model)
+    except Exception as error:  # noqa: BLE001 - protobuf and the checker raise types of their own
+        reason = str(error).strip().partition("\n")[0]
+        raise ArtifactError(f"{path} is not a sound ONNX file ({reason}); export the model again") from None
+    entries = {entry.key: entry.value for entry in model.metadata_props}
+    if MANIFEST_KEY not in entries:
+        raise ArtifactError(f"{path} has no foldserve manifest; only models that `foldserve` exported can be served")
+    try:
+        manifest = Manifest.model_validate_json(entries[MANIFEST_KEY])
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise ArtifactError(f"{path}: manifest entry {where or 'JSON'}: {first['msg']}") from None
+    _check_interface(path, model.graph, manifest)
+    return manifest
+
+
+def _check_interface(path: Path, graph: onnx.GraphProto, manifest: Manifest) -> None:
+    spec = manifest.preprocessing
+    tensors = {
+        "input": (list(graph.input), INPUT_NAME, onnx.TensorProto.UINT8, [*spec.size, spec.channels]),
+        "output": (list(graph.output), OUTPUT_NAME, onnx.TensorProto.FLOAT, [len(manifest.labels)]),
+    }
+    for kind, (values, name, element_type, shape) in tensors.items():
+        wanted = f"one {kind} `{name}`, {onnx.TensorProto.DataType.Name(element_type)} [batch, {str(shape)[1:]}"
+        if len(values) != 1 or not _has_form(values[0], name, element_type, shape):
+            raise ArtifactError(f"{path}: expected {wanted} with a symbolic batch; export the model again")
+
+
+def _has_form(value: onnx.ValueInfoProto, name: str, element_type: int, shape: list[int]) -> bool:
+    tensor = value.type.tensor_type
+    batch, *rest = tensor.shape.dim or [onnx.TensorShapeProto.Dimension()]
+    return (
+        value.name == name
+        and tensor.elem_type == element_type
+        and bool(batch.dim_param)
+        and [dim.dim_value for dim in rest] == shape
+    )

@@ -1,0 +1,229 @@
+"""Admission, queue and batch forming. Knows no image, no HTTP, no ONNX: items, and a function that runs a batch.
+
+    admit ── submit ── queue ── a free lane takes its share ── run_batch in a thread ── each caller its own result
+
+A batch forms while every lane is busy; an idle lane never waits for company unless told to. An item whose caller has
+gone or whose deadline has passed is dropped before it costs a run. A batch that fails is run again item by item, so
+that only the culprit fails. Shutdown drains.
+"""
+
+import asyncio
+import contextlib
+import math
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, Generic, Protocol, Self, TypeVar
+
+from service.errors import DeadlineExceeded, InferenceFailed, NotReady, QueueFull
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+MEMORY = 0.9  # share of the old value in the running mean of seconds per item: about the last ten batches count
+MAX_RETRY_AFTER_S = 60
+
+
+class Observer(Protocol):
+    """Told what happens, for metrics."""
+
+    def ran(self, size: int, queue_s: Sequence[float], run_s: float) -> None:
+        """`size` items ran together for `run_s` seconds, after each had waited its `queue_s`."""
+
+    def dropped(self, reason: str) -> None:
+        """An item left the queue unrun: "cancelled" or "deadline"."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Pending(Generic[Item, Result]):
+    """An item that waits; times are of the batcher's clock, in seconds."""
+
+    item: Item
+    future: asyncio.Future[Result]
+    queued_at: float
+    deadline: float
+
+
+class Batcher(Generic[Item, Result]):
+    """Runs items in batches on several lanes. Use as an async context manager; leaving it drains."""
+
+    def __init__(
+        self,
+        run_batch: Callable[[Sequence[Item]], Sequence[Result]],
+        *,
+        observer: Observer,
+        max_batch_size: int,
+        max_queue_size: int,
+        lanes: int = 1,
+        max_queue_delay_ms: float = 0.0,
+        on_death: Callable[[BaseException], None] | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._run_batch = run_batch
+        self._observer = observer
+        self._max_batch_size = max_batch_size
+        self._max_queue_size = max_queue_size
+        self._max_queue_delay_s = max_queue_delay_ms / 1000
+        self._lanes = lanes
+        self._on_death = on_death
+        self._clock = clock  # not the event loop's, which may tick in whole milliseconds
+        self._queue: deque[Pending[Item, Result]] = deque()
+        self._arrival = asyncio.Condition()
+        self._tasks: list[asyncio.Task[None]] = []
+        self._executor: ThreadPoolExecutor | None = None
+        self._idle_lanes = 0
+        self._admitted = 0
+        self._seconds_per_item = 0.0
+        self._draining = False
+        self.failure: BaseException | None = None
+
+    async def __aenter__(self) -> Self:
+        self._executor = ThreadPoolExecutor(self._lanes, thread_name_prefix="lane")
+        for _ in range(self._lanes):
+            task = asyncio.create_task(self._serve_lane())
+            task.add_done_callback(self._lane_ended)
+            self._tasks.append(task)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._draining = True
+        async with self._arrival:
+            self._arrival.notify_all()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self._executor is not None:
+            self._executor.shutdown()
+
+    @property
+    def depth(self) -> int:
+        """Items that wait for a lane."""
+        return len(self._queue)
+
+    @property
+    def admitted(self) -> int:
+        """Items that were let in and are not answered yet."""
+        return self._admitted
+
+    @contextlib.contextmanager
+    def admit(self, count: int) -> Iterator[None]:
+        """Hold room for `count` items while they are prepared, queued and run. Raises QueueFull or NotReady at once."""
+        if self._draining or self.failure is not None:
+            raise NotReady("the service is shutting down", retry_after_s=1)
+        if self._admitted + count > self._max_queue_size:
+            raise QueueFull(
+                f"{self._admitted} images are waiting, the limit is {self._max_queue_size}",
+                retry_after_s=self.retry_after_s(),
+            )
+        self._admitted += count
+        try:
+            yield
+        finally:
+            self._admitted -= count
+
+    def retry_after_s(self) -> int:
+        """Return how long today's backlog takes at the measured rate, in whole seconds."""
+        return min(MAX_RETRY_AFTER_S, max(1, math.ceil(self._admitted * self._seconds_per_item / self._lanes)))
+
+    async def submit(self, item: Item, *, deadline: float) -> Result:
+        """Queue an item and return its result.
+
+        `deadline` is a time of the batcher's clock, in seconds.
+        Raises DeadlineExceeded when it passes, InferenceFailed when the item fails on its own.
+        """
+        future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
+        pending = Pending(item, future, self._clock(), deadline)
+        self._queue.append(pending)
+        async with self._arrival:
+            self._arrival.notify()
+        try:
+            async with asyncio.timeout(deadline - self._clock()):
+                return await pending.future
+        except TimeoutError:
+            raise DeadlineExceeded("the deadline passed before the image could be answered") from None
+
+    async def _serve_lane(self) -> None:
+        while not (self._draining and not self._queue):
+            batch = await self._next_batch()
+            try:
+                await self._run(batch)
+            except BaseException:
+                _fail_all(batch)
+                raise
+
+    async def _next_batch(self) -> list[Pending[Item, Result]]:
+        self._idle_lanes += 1
+        try:
+            async with self._arrival:
+                await self._arrival.wait_for(lambda: self._queue or self._draining)
+            if self._max_queue_delay_s and len(self._queue) < self._max_batch_size and not self._draining:
+                await asyncio.sleep(self._max_queue_delay_s)
+            return self._take(math.ceil(len(self._queue) / self._idle_lanes))
+        finally:
+            self._idle_lanes -= 1
+
+    def _take(self, share: int) -> list[Pending[Item, Result]]:
+        """Return up to `share` living items: idle lanes divide what waits, that none takes all while another idles."""
+        batch: list[Pending[Item, Result]] = []
+        now = self._clock()
+        while self._queue and len(batch) < min(share, self._max_batch_size):
+            pending = self._queue.popleft()
+            if pending.deadline <= now:
+                self._observer.dropped("deadline")
+            elif pending.future.done():
+                self._observer.dropped("cancelled")
+            else:
+                batch.append(pending)
+        return batch
+
+    async def _run(self, batch: list[Pending[Item, Result]]) -> None:
+        if not batch:
+            return
+        loop = asyncio.get_running_loop()
+        started = self._clock()
+        try:
+            results = await loop.run_in_executor(self._executor, self._run_checked, [one.item for one in batch])
+        except Exception as error:  # noqa: BLE001 - whatever the model raises belongs to the batch, not to the lane
+            await self._run_alone(batch, error)
+            return
+        run_s = self._clock() - started
+        self._observer.ran(len(batch), [started - one.queued_at for one in batch], run_s)
+        self._learn(run_s / len(batch))
+        for one, result in zip(batch, results, strict=True):
+            if not one.future.done():  # its caller may have left
+                one.future.set_result(result)
+
+    def _run_checked(self, items: list[Item]) -> Sequence[Result]:
+        results = self._run_batch(items)
+        if len(results) != len(items):
+            raise InferenceFailed(f"the engine gave {len(results)} answers for {len(items)} images")
+        return results
+
+    async def _run_alone(self, batch: list[Pending[Item, Result]], error: Exception) -> None:
+        if len(batch) > 1:
+            for one in batch:
+                await self._run([one])
+        elif not batch[0].future.done():
+            failure = InferenceFailed("the model failed on this image")
+            failure.__cause__ = error
+            batch[0].future.set_exception(failure)
+
+    def _learn(self, seconds_per_item: float) -> None:
+        old = self._seconds_per_item or seconds_per_item
+        self._seconds_per_item = MEMORY * old + (1 - MEMORY) * seconds_per_item
+
+    def _lane_ended(self, task: asyncio.Task[None]) -> None:
+        error = None if task.cancelled() else task.exception()
+        if error is None:
+            return
+        self.failure = error
+        _fail_all(self._queue)
+        self._queue.clear()
+        if self._on_death is not None:
+            self._on_death(error)
+
+
+def _fail_all(items: Iterable[Pending[Any, Any]]) -> None:
+    for pending in items:
+        if not pending.future.done():
+            pending.future.set_exception(InferenceFailed("the batcher ended; see the log"))

@@ -1,0 +1,89 @@
+"""The settings, each with its unit and default, and the only reader of the environment in `service`.
+
+Flags win over environment variables (`FOLDSERVE_` and the upper-case name), those over the defaults here.
+"""
+
+import logging
+import os
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, ValidationError, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from service.errors import ConfigurationError, nearest
+
+ENVIRONMENT_PREFIX = "FOLDSERVE_"
+READ_ELSEWHERE = frozenset({"FOLDSERVE_DATA", "FOLDSERVE_STATE"})  # where training finds and keeps data sets
+
+logger = logging.getLogger(__name__)
+
+
+class Settings(BaseSettings):
+    """Frozen settings of one service."""
+
+    model_config = SettingsConfigDict(env_prefix=ENVIRONMENT_PREFIX, frozen=True, extra="forbid")
+
+    models: Path = Field(Path("models"), description="folder of models, <name>/<version>/model.onnx")
+    default_model: str | None = Field(
+        None, description="model that answers when a request names none [the only one, if there is one]"
+    )
+    host: str = Field("127.0.0.1", description="address to listen on; 0.0.0.0 for every interface")
+    port: int = Field(8000, ge=0, le=65535, description="TCP port; 0 takes a free one")
+    device: Literal["auto", "cuda", "cpu"] = Field(
+        "auto", description="where models run: auto takes CUDA where it works and says so where it does not"
+    )
+    lanes: int = Field(0, ge=0, description="batches that run at once, one thread each [0: one per core on a CPU]")
+    max_batch_size: int = Field(8, ge=1, description="most images in one run")
+    max_queue_delay_ms: float = Field(0.0, ge=0, description="how long an idle engine waits for company, milliseconds")
+    max_queue_size: int = Field(512, ge=1, description="images admitted and not yet answered")
+    request_timeout_s: float = Field(10.0, gt=0, description="deadline of a request, seconds")
+    body_timeout_s: float = Field(10.0, gt=0, description="time a request body may take to arrive, seconds")
+    drain_timeout_s: float = Field(30.0, ge=0, description="time that accepted work gets at shutdown, seconds")
+    max_body_bytes: int = Field(20 * 2**20, ge=1, description="largest request body, bytes")
+    max_image_pixels: int = Field(50_000_000, ge=1, description="largest image by its header, pixels")
+    max_images: int = Field(64, ge=1, description="most images in one request")
+    decode_threads: int = Field(0, ge=0, description="images decoded at once [0: one per core]")
+    formats: Annotated[tuple[str, ...], NoDecode] = Field(
+        ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF"), description="accepted image formats, comma-separated"
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least severe line to log")
+
+    @field_validator("formats", mode="before")
+    @classmethod
+    def _split_formats(cls, value: object) -> object:
+        return tuple(part.strip().upper() for part in value.split(",")) if isinstance(value, str) else value
+
+    @classmethod
+    def load(cls, **flags: Any) -> Self:
+        """Read the environment, let the flags that are not None win, and validate.
+
+        Raises ConfigurationError with one line per wrong value; variables nobody knows are warned about.
+        """
+        _warn_about_unknown_variables(cls.model_fields)
+        given = {name: value for name, value in flags.items() if value is not None}
+        try:
+            return cls(**given)
+        except ValidationError as error:
+            raise ConfigurationError(_explain(error, given)) from None
+
+
+def cpu_count() -> int:
+    """Return the number of cores this process may run on."""
+    return len(os.sched_getaffinity(0))
+
+
+def _warn_about_unknown_variables(fields: Any) -> None:
+    known = [ENVIRONMENT_PREFIX + name.upper() for name in fields] + sorted(READ_ELSEWHERE)
+    for variable in sorted(os.environ):
+        if variable.startswith(ENVIRONMENT_PREFIX) and variable not in known:
+            logger.warning("environment variable %s is not a setting%s", variable, nearest(variable, known))
+
+
+def _explain(error: ValidationError, flags: dict[str, Any]) -> str:
+    lines = []
+    for problem in error.errors():
+        name = str(problem["loc"][0])
+        where = f"--{name.replace('_', '-')}" if name in flags else ENVIRONMENT_PREFIX + name.upper()
+        lines.append(f"{where} = {problem['input']}: {problem['msg'][0].lower()}{problem['msg'][1:]}")
+    return "; ".join(lines)

@@ -1,0 +1,110 @@
+"""Everything the service refuses or fails at, as one tree; `service.problems` alone turns it into HTTP.
+
+FoldserveError             a person did something; one line tells what and how to mend it
+├── ConfigurationError     a setting or flag is wrong
+├── ArtifactError          a model file is missing, damaged, or fails its own golden images
+├── DeviceError            the device asked for cannot be had
+└── ServiceError           a request cannot be answered
+    ├── MalformedRequest   the body or a query parameter is not of the documented form
+    ├── ModelNotFound      no such model or version is served
+    ├── BodyTooSlow        the body did not arrive in time
+    ├── CallerGone         the connection closed before there was an answer
+    ├── TooLarge           more bytes, pixels or images than the limits allow
+    ├── UnsupportedFormat  not an image format that is accepted
+    ├── InvalidImage       an accepted format that cannot be decoded
+    ├── AllImagesFailed    several images, and each has an error of its own
+    ├── RetryLater         the same request may succeed later; carries when
+    │   ├── QueueFull      no room
+    │   └── NotReady       still loading, or shutting down
+    ├── DeadlineExceeded   the answer would come too late
+    └── InferenceFailed    the engine failed on this image alone: our fault, not the caller's
+"""
+
+import difflib
+from collections.abc import Iterable
+
+
+class FoldserveError(Exception):
+    """Its text is meant for the person who caused it: what was wrong, what was expected, what to do."""
+
+
+class ConfigurationError(FoldserveError):
+    """A setting or flag is wrong."""
+
+
+class ArtifactError(FoldserveError):
+    """A model file is missing, damaged, or does not give its golden answers."""
+
+
+class DeviceError(FoldserveError):
+    """The device that was asked for cannot be had."""
+
+
+class ServiceError(FoldserveError):
+    """A request cannot be answered; the text goes to the client."""
+
+
+class MalformedRequest(ServiceError):
+    """The body or a query parameter is not of the documented form."""
+
+
+class ModelNotFound(ServiceError):
+    """No model or version of that name is served."""
+
+
+class BodyTooSlow(ServiceError):
+    """The body did not arrive in time."""
+
+
+class CallerGone(ServiceError):
+    """The connection closed before there was an answer; nobody reads this, the metrics count it."""
+
+
+class TooLarge(ServiceError):
+    """More bytes, pixels or images than the limits allow."""
+
+
+class UnsupportedFormat(ServiceError):
+    """Not an image format that is accepted."""
+
+
+class InvalidImage(ServiceError):
+    """An accepted image format that cannot be decoded."""
+
+
+class AllImagesFailed(ServiceError):
+    """None of several images could be answered; `errors` has one for each, in their order."""
+
+    def __init__(self, errors: list[ServiceError]) -> None:
+        super().__init__(f"none of the {len(errors)} images could be answered; the first: {errors[0]}")
+        self.errors = errors
+
+
+class RetryLater(ServiceError):
+    """The same request may succeed in `retry_after_s` seconds."""
+
+    def __init__(self, detail: str, *, retry_after_s: int) -> None:
+        super().__init__(detail)
+        self.retry_after_s = retry_after_s
+
+
+class QueueFull(RetryLater):
+    """No room for these images now."""
+
+
+class NotReady(RetryLater):
+    """Still loading, or shutting down."""
+
+
+class DeadlineExceeded(ServiceError):
+    """The answer would come after the caller stopped waiting."""
+
+
+class InferenceFailed(ServiceError):
+    """The engine failed on this image, alone."""
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Return " (did you mean …?)" for the known name closest to `name`, or nothing: the end of many a message."""
+    close = difflib.get_close_matches(name, list(known), n=1)
+    return f" (did you mean {close[0]}?)" if close else ""

@@ -1,0 +1,74 @@
+// Sends dropped images to /predict, one request each, and shows the answers in their order.
+"use strict";
+
+const find = (id) => document.getElementById(id);
+const percent = (score) => `${(100 * score).toFixed(score > 0.9995 || score < 0.1 ? 2 : 1)} %`;
+
+async function showModel() {
+  const { models } = await (await fetch("models")).json();
+  find("model").textContent = models.length
+    ? models.map((one) => `${one.name}, version ${one.version}: ${one.labels.slice(0, 12).join(", ")}${one.labels.length > 12 ? ", …" : ""}`).join(" · ")
+    : "no model is ready yet";
+  return models;
+}
+
+function newAnswer(file) {
+  const item = find("answer").content.cloneNode(true).firstElementChild;
+  const image = item.querySelector("img");
+  image.src = URL.createObjectURL(file);
+  image.onload = image.onerror = () => URL.revokeObjectURL(image.src);
+  item.querySelector(".name").textContent = file.name;
+  item.querySelector(".label").textContent = "…";
+  find("answers").append(item);
+  return item;
+}
+
+function fill(item, ok, answer) {
+  const label = item.querySelector(".label");
+  if (!ok) {
+    item.classList.add("bad");
+    label.textContent = `${answer.title}: ${answer.detail}`;
+    return;
+  }
+  const prediction = answer.predictions[0];
+  label.textContent = prediction.label;
+  for (const { label: name, score } of prediction.top) {
+    const row = item.querySelector("tbody").insertRow();
+    row.insertCell().textContent = name;
+    const meter = document.createElement("meter");
+    meter.value = score;
+    row.insertCell().append(meter);
+    row.insertCell().textContent = percent(score);
+  }
+}
+
+async function predict(item, file, model) {
+  try {
+    const response = await fetch(`predict?model=${encodeURIComponent(model)}`, { method: "POST", body: file });
+    fill(item, response.ok, await response.json());
+  } catch (error) {
+    fill(item, false, { title: "No answer", detail: "the server cannot be reached" });
+  }
+}
+
+async function take(files) {
+  const models = await showModel();
+  if (!models.length) return;
+  find("answers").replaceChildren();
+  const items = [...files].map((file) => [newAnswer(file), file]);
+  for (const [index, [item, file]] of items.entries()) {
+    find("status").textContent = `${index + 1} of ${items.length}`;
+    await predict(item, file, models[0].name);
+  }
+  find("status").textContent = items.length === 1 ? "1 image" : `${items.length} images`;
+}
+
+find("files").addEventListener("change", (event) => take(event.target.files));
+for (const kind of ["dragover", "dragleave", "drop"]) {
+  document.addEventListener(kind, (event) => {
+    event.preventDefault();
+    find("drop").classList.toggle("over", kind === "dragover");
+    if (kind === "drop") take(event.dataTransfer.files);
+  });
+}
+showModel();

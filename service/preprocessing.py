@@ -1,0 +1,196 @@
+"""Bytes to pixels and back: the only user of Pillow. Pure functions; knows no model and no web.
+
+encoded bytes ─ header: format, size ─ pixels ─ EXIF turn ─ 8 bits ─ alpha ─ mode ─ resize and crop ─ uint8 (H, W, C)
+
+Training, evaluation and serving all decode here, so that a model meets the pixels that it was trained on.
+"""
+
+import io
+from dataclasses import dataclass
+from typing import Literal, Self
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from service.errors import ConfigurationError, InvalidImage, TooLarge, UnsupportedFormat
+
+Pixels = NDArray[np.uint8]
+
+ORIENTATION_TAG = 0x0112  # EXIF 2.32, section 4.6.4 A
+# What undoes each EXIF orientation; 1 is upright and anything else is not a turn (EXIF 2.32, table 4).
+UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+DIRECT_MODES = frozenset({"1", "L", "P", "RGB", "RGBA", "LA", "PA", "RGBX", "RGBa", "La", "CMYK", "YCbCr", "HSV"})
+SIXTEEN_BIT_MODES = frozenset({"I", "I;16", "I;16L", "I;16B", "I;16N"})
+
+
+class Preprocessing(BaseModel):
+    """How a model wants its pixels; stored in the manifest.
+
+    `mean` and `std` are per channel for pixels scaled to 0–1; the graph applies them, not this module.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    mode: Literal["L", "RGB"]
+    size: tuple[int, int] = Field(description="height and width that the model takes, pixels")
+    resize: Literal["exact", "shorter_side"] = Field(
+        "exact", description="exact: to `size`, whatever the shape; shorter_side: to `resize_to`, then the centre crop"
+    )
+    resize_to: int | None = Field(None, ge=1, description="length of the shorter side before the crop, pixels")
+    filter: Literal["nearest", "box", "bilinear", "hamming", "bicubic", "lanczos"] = "bilinear"
+    exif: Literal["apply", "ignore"] = Field(
+        "apply", description="whether a photo is turned upright first; Pillow turns TIFF in any case"
+    )
+    alpha: Literal["white", "black", "drop"] = Field("black", description="what lies behind transparent pixels")
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    @property
+    def channels(self) -> int:
+        """1 for mode L, 3 for RGB."""
+        return len(self.mode)
+
+    @model_validator(mode="after")
+    def _is_consistent(self) -> Self:
+        if len(self.mean) != self.channels or len(self.std) != self.channels:
+            raise ValueError(f"mean and std need {self.channels} values each for mode {self.mode}")
+        if min(self.std) <= 0:
+            raise ValueError("std must be positive")
+        if min(self.size) < 1:
+            raise ValueError("size must be positive")
+        if self.resize == "shorter_side" and (self.resize_to is None or self.resize_to < max(self.size)):
+            raise ValueError("resize shorter_side needs resize_to, at least as large as size")
+        return self
+
+
+@dataclass(frozen=True, slots=True)
+class Accepted:
+    """Which images are taken at all: Pillow's names of formats, and the largest size by header, in pixels."""
+
+    formats: tuple[str, ...] = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
+    max_pixels: int = 50_000_000
+
+
+def open_formats(names: tuple[str, ...]) -> tuple[str, ...]:
+    """Return those of `names` that this Pillow can decode, its plug-ins loaded.
+
+    Raises ConfigurationError for a name that no Pillow knows.
+    """
+    Image.init()
+    known = set(Image.ID) | {"AVIF"}  # AVIF is missing from Pillow builds without libavif
+    if unknown := [name for name in names if name not in known]:
+        raise ConfigurationError(f"formats: {', '.join(unknown)} is not a format; known are {', '.join(sorted(known))}")
+    return tuple(name for name in names if name in Image.OPEN)
+
+
+def decode(encoded: bytes, spec: Preprocessing, accepted: Accepted = Accepted()) -> Pixels:
+    """Return the pixels of an encoded image as its model wants them, uint8 (height, width, channels).
+
+    Raises UnsupportedFormat, TooLarge (judged by the header, before any pixel is decoded) or InvalidImage.
+    """
+    image = _open(encoded, accepted)
+    try:
+        image.load()
+        return _to_pixels(image, spec)
+    except (InvalidImage, MemoryError):
+        raise
+    except (
+        Exception
+    ) as error:  # Pillow's decoders raise whatever their libraries do: OSError, SyntaxError, struct.error
+        raise InvalidImage(f"the {image.format} image cannot be decoded: {error}") from error
+
+
+def encode_png(pixels: Pixels) -> bytes:
+    """Return `pixels`, uint8 (height, width, 1 or 3), as a PNG file."""
+    buffer = io.BytesIO()
+    Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels).save(buffer, format="PNG", optimize=True)
+    return buffer.getvalue()
+
+
+def _open(encoded: bytes, accepted: Accepted) -> Image.Image:
+    Image.MAX_IMAGE_PIXELS = None  # Pillow's own limit is for all of a process and warns first; ours follows below
+    try:
+        image = Image.open(io.BytesIO(encoded), formats=accepted.formats)
+    except UnidentifiedImageError as error:
+        names = ", ".join(accepted.formats)
+        raise UnsupportedFormat(f"the data is not an image of an accepted format ({names})") from error
+    except Exception as error:  # plug-ins raise what they like at a header that is theirs and broken
+        raise InvalidImage(f"the header of the image cannot be read: {error}") from error
+    if image.width * image.height > accepted.max_pixels:
+        raise TooLarge(
+            f"the image is {image.width} × {image.height} by its header, over the limit of {accepted.max_pixels} pixels"
+        )
+    return image
+
+
+def _to_pixels(image: Image.Image, spec: Preprocessing) -> Pixels:
+    if spec.exif == "apply":
+        image = _upright(image)
+    image = _to_mode(_to_eight_bits(image), spec)
+    return np.array(_resize(image, spec), dtype=np.uint8).reshape(*spec.size, spec.channels)  # (H, W) → (H, W, 1)
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    try:
+        turn = UPRIGHT.get(image.getexif().get(ORIENTATION_TAG, 1))
+    except Exception:  # noqa: BLE001 - broken EXIF raises anything; the pixels are still good, and browsers show them
+        return image
+    return image if turn is None else image.transpose(turn)
+
+
+def _to_eight_bits(image: Image.Image) -> Image.Image:
+    if image.mode in SIXTEEN_BIT_MODES:
+        values = np.asarray(image).astype(np.int64)
+        if values.min() < 0 or values.max() > 65535:
+            raise InvalidImage("the image has 32-bit pixels; send 8 or 16 bits per channel")
+        return Image.fromarray(((values + 128) // 257).astype(np.uint8))  # 65535 / 255 = 257: scaled, never clipped
+    if image.mode not in DIRECT_MODES:
+        raise InvalidImage(f"pixels of mode {image.mode} are not supported; send 8 or 16 bits per channel")
+    return image
+
+
+def _to_mode(image: Image.Image, spec: Preprocessing) -> Image.Image:
+    if image.has_transparency_data and spec.alpha != "drop":
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, spec.alpha), image)
+    if image.mode == spec.mode:
+        return image
+    # CMYK and palettes reach gray only through RGB
+    return image.convert("RGB").convert(spec.mode)
+
+
+def _resize(image: Image.Image, spec: Preprocessing) -> Image.Image:
+    height, width = spec.size
+    box = (
+        _centre(image.size, spec)
+        if spec.resize == "shorter_side"
+        else (0.0, 0.0, float(image.width), float(image.height))
+    )
+    return image.resize((width, height), Image.Resampling[spec.filter.upper()], box=box)  # a copy where nothing changes
+
+
+def _centre(size: tuple[int, int], spec: Preprocessing) -> tuple[float, float, float, float]:
+    """Return the part of the image that the centre crop shows, in source pixels: left, top, right, bottom.
+
+    Resizing this part alone gives what resizing all and cropping would, without the memory that a panorama would cost.
+    """
+    assert spec.resize_to is not None
+    scale = spec.resize_to / min(size)
+    resized = [max(1, int(side * scale)) for side in size]
+    crop = (spec.size[1], spec.size[0])
+    first = [round((whole - part) / 2) for whole, part in zip(resized, crop, strict=True)]
+    left, top = (start * side / whole for start, side, whole in zip(first, size, resized, strict=True))
+    right, bottom = (
+        (start + part) * side / whole for start, part, side, whole in zip(first, crop, size, resized, strict=True)
+    )
+    return left, top, min(right, float(size[0])), min(bottom, float(size[1]))

@@ -1,0 +1,67 @@
+"""The one map from errors to HTTP: RFC 9457 problem documents with stable types."""
+
+import re
+from http import HTTPStatus
+from typing import Any
+
+from service import errors
+from service.errors import AllImagesFailed, ServiceError
+
+MEDIA_TYPE = "application/problem+json"
+TYPE_PREFIX = "urn:foldserve:problem:"
+
+STATUS: dict[type[ServiceError], int] = {
+    errors.MalformedRequest: 400,
+    errors.ModelNotFound: 404,
+    errors.BodyTooSlow: 408,
+    errors.TooLarge: 413,
+    errors.UnsupportedFormat: 415,
+    errors.InvalidImage: 422,
+    errors.AllImagesFailed: 422,
+    errors.QueueFull: 429,
+    errors.CallerGone: 499,  # nginx's number; it never reaches a wire
+    errors.InferenceFailed: 500,
+    errors.NotReady: 503,
+    errors.DeadlineExceeded: 504,
+}
+TITLE = {
+    400: "Malformed request",
+    404: "Not found",
+    405: "Method not allowed",
+    408: "Body too slow",
+    413: "Too large",
+    415: "Format not accepted",
+    422: "Image cannot be decoded",
+    429: "Queue full",
+    499: "Caller gone",
+    500: "Inference failed",
+    503: "Not ready",
+    504: "Deadline exceeded",
+}
+
+
+def slug(error: ServiceError) -> str:
+    """Return the error's stable name: `InvalidImage` → `invalid-image`."""
+    return re.sub(r"(?<!^)(?=[A-Z])", "-", type(error).__name__).lower()
+
+
+def status_of(error: ServiceError) -> int:
+    """Return the HTTP status of an error; of several, their common one, else 422."""
+    if isinstance(error, AllImagesFailed):
+        statuses = {status_of(one) for one in error.errors}
+        return statuses.pop() if len(statuses) == 1 else STATUS[AllImagesFailed]
+    return STATUS[type(error)]
+
+
+def problem(error: ServiceError) -> dict[str, Any]:
+    """Return the problem document of an error."""
+    document = document_of(status_of(error), slug(error), str(error))
+    if isinstance(error, AllImagesFailed):
+        document["errors"] = [problem(one) for one in error.errors]
+    return document
+
+
+def document_of(status: int, name: str, detail: str) -> dict[str, Any]:
+    """Return a problem document; `name` is the last part of its type."""
+    title = TITLE.get(status) or HTTPStatus(status).phrase
+    return {"type": TYPE_PREFIX + name, "title": title, "status": status, "detail": detail}

@@ -1,0 +1,89 @@
+"""The model repository on disk, models/<name>/<version>/: list it, load from it. Knows no queue and no web."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from service.artifact import Artifact, Form, Manifest
+from service.engine import Device, Engine, OpenEngine
+from service.errors import ArtifactError, ServiceError
+from service.preprocessing import decode
+
+MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """A loaded model that gave its golden answers; `golden_difference` is the largest logit difference it showed."""
+
+    name: str
+    version: int
+    form: Form
+    digest: str
+    manifest: Manifest
+    engine: Engine
+    golden_images: int
+    golden_difference: float
+
+    def classify_alone(self, encoded: bytes) -> NDArray[np.float32] | ServiceError:
+        """Return the logits (classes,) of one image file, run by itself, or the error that is its own."""
+        try:
+            logits: NDArray[np.float32] = self.engine.run(decode(encoded, self.manifest.preprocessing)[np.newaxis])[0]
+        except ServiceError as error:
+            return error
+        return logits
+
+
+class Repository:
+    """Finds and loads models below one folder."""
+
+    def __init__(self, root: Path, open_engine: OpenEngine) -> None:
+        self._root = root
+        self._open_engine = open_engine
+
+    def names(self) -> list[str]:
+        """Return the models that have a version, by name. Raises ArtifactError where the folder holds none."""
+        if not self._root.is_dir():
+            raise ArtifactError(f"{self._root}: no such folder; name the model repository with --models")
+        names = sorted(
+            folder.name for folder in self._root.iterdir() if MODEL_NAME.fullmatch(folder.name) and versions(folder)
+        )
+        if not names:
+            raise ArtifactError(
+                f"{self._root} holds no model; expected {self._root}/<name>/<version>/model.onnx, "
+                "as `foldserve export` writes it"
+            )
+        return names
+
+    def load(self, name: str, device: Device, version: int | None = None) -> Model:
+        """Load a model, by default its highest version, and check its golden images. Raises ArtifactError."""
+        present = versions(self._root / name) if MODEL_NAME.fullmatch(name) else []
+        if not present or (version is not None and version not in present):
+            wanted = name if version is None else f"{name} version {version}"
+            raise ArtifactError(f"{self._root} holds no model {wanted}; it has {', '.join(self.names())}")
+        version = present[-1] if version is None else version
+        artifact = Artifact.load(self._root / name / str(version))
+        engine = self._open_engine(artifact.model_bytes, device)
+        difference = _check(artifact, engine)
+        golden_images = len(artifact.golden.encoded)
+        return Model(
+            name, version, artifact.form, artifact.digest, artifact.manifest, engine, golden_images, difference
+        )
+
+
+def versions(folder: Path) -> list[int]:
+    """Return the versions of the model in `folder`, ascending: the subfolders named by a positive integer."""
+    if not folder.is_dir():
+        return []
+    entries = (entry for entry in folder.iterdir() if re.fullmatch(r"[1-9]\d{0,8}", entry.name))
+    return sorted(int(entry.name) for entry in entries if entry.is_dir())
+
+
+def _check(artifact: Artifact, engine: Engine) -> float:
+    try:
+        return artifact.golden.check(engine.run, artifact.manifest.preprocessing)
+    except ArtifactError as error:
+        raise ArtifactError(f"{artifact.path}: {error}") from None

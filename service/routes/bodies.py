@@ -1,0 +1,125 @@
+"""Reads the images out of a request body, under limits that hold while it arrives.
+
+Three forms: the raw file; multipart with parts named `file`; JSON with base64. What `curl -T` and
+`curl --data-binary` send by themselves (no type, octet-stream, form) is taken as a raw file.
+"""
+
+import asyncio
+import base64
+import binascii
+from collections.abc import AsyncGenerator
+from dataclasses import dataclass
+
+from pydantic import ValidationError
+from starlette.datastructures import FormData, UploadFile
+from starlette.formparsers import MultiPartException, MultiPartParser
+from starlette.requests import ClientDisconnect, Request
+
+from service.config import Settings
+from service.errors import BodyTooSlow, CallerGone, MalformedRequest, TooLarge, UnsupportedFormat
+from service.schemas import ImagesBody
+
+RAW_TYPES = frozenset({"", "application/octet-stream", "application/x-www-form-urlencoded"})
+PART_NAME = "file"
+
+
+@dataclass(frozen=True, slots=True)
+class Upload:
+    """One image as it was sent."""
+
+    filename: str | None
+    encoded: bytes
+
+
+async def read_uploads(request: Request, settings: Settings) -> list[Upload]:
+    """Return the images of a request, at least one.
+
+    Raises MalformedRequest, TooLarge, BodyTooSlow or UnsupportedFormat.
+    """
+    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    is_raw = media_type in RAW_TYPES or media_type.startswith("image/")
+    if not is_raw and media_type not in {"multipart/form-data", "application/json"}:
+        raise UnsupportedFormat(
+            f"content type {media_type} is not accepted; send the image itself as image/*, "
+            "multipart/form-data with parts named `file`, or application/json with base64 `images`"
+        )
+    body = await _read_body(request, settings)
+    if not body:
+        raise MalformedRequest("the body is empty; send an image, for instance with curl -T image.png")
+    if is_raw:
+        return [Upload(None, body)]
+    parse = _from_multipart if media_type == "multipart/form-data" else _from_json
+    uploads = await parse(request, body, settings)
+    if len(uploads) > settings.max_images:
+        raise TooLarge(f"{len(uploads)} images in one request, the limit is {settings.max_images}")
+    return uploads
+
+
+async def _read_body(request: Request, settings: Settings) -> bytes:
+    encoding = request.headers.get("content-encoding", "identity").lower()
+    if encoding != "identity":
+        raise UnsupportedFormat(f"content encoding {encoding} is not accepted; send the body uncompressed")
+    limit = settings.max_body_bytes
+    if (length := request.headers.get("content-length", "")).isdecimal() and int(length) > limit:
+        raise TooLarge(f"the body has {length} bytes, the limit is {limit}")
+    body = bytearray()
+    try:
+        async with asyncio.timeout(settings.body_timeout_s):
+            async for chunk in request.stream():
+                body += chunk
+                if len(body) > limit:
+                    raise TooLarge(f"the body has more than {limit} bytes")
+    except TimeoutError:
+        raise BodyTooSlow(f"the body did not arrive within {settings.body_timeout_s:g} s") from None
+    except ClientDisconnect:
+        raise CallerGone("the connection closed before the body was complete") from None
+    return bytes(body)
+
+
+async def _from_multipart(request: Request, body: bytes, settings: Settings) -> list[Upload]:
+    parser = MultiPartParser(
+        request.headers, _once(body), max_files=settings.max_images, max_fields=settings.max_images
+    )
+    parser.spool_max_size = len(body)  # stays in memory, which the body's own limit bounds; the disk may be read-only
+    try:
+        form = await parser.parse()
+    except (MultiPartException, KeyError, ValueError) as error:
+        reason = "no boundary in the content type" if isinstance(error, KeyError) else str(error)
+        if "Too many files" in reason:
+            raise TooLarge(f"more than {settings.max_images} images in one request") from None
+        raise MalformedRequest(f"the multipart body cannot be read: {reason}") from None
+    try:
+        return await _uploads_of(form)
+    finally:
+        await form.close()
+
+
+async def _uploads_of(form: FormData) -> list[Upload]:
+    parts = [(name, part) for name, part in form.multi_items() if isinstance(part, UploadFile)]
+    if unknown := sorted({name for name, _ in parts if name != PART_NAME}):
+        raise MalformedRequest(f"multipart part {', '.join(unknown)} is not known; name every image part `{PART_NAME}`")
+    if not parts:
+        raise MalformedRequest(f"the multipart body has no file; send parts named `{PART_NAME}`, each with a file name")
+    return [Upload(part.filename, await part.read()) for _, part in parts]
+
+
+async def _from_json(_: Request, body: bytes, __: Settings) -> list[Upload]:
+    try:
+        images = ImagesBody.model_validate_json(body).images
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or "the body"
+        raise MalformedRequest(f'{where}: {first["msg"]}; expected {{"images": ["<base64>", …]}}') from None
+    return [Upload(None, _from_base64(image, index)) for index, image in enumerate(images)]
+
+
+def _from_base64(text: str, index: int) -> bytes:
+    _, _, text = text.rpartition(",") if text.startswith("data:") else ("", "", text)  # RFC 2397, as browsers write it
+    try:
+        return base64.b64decode(text, validate=True)
+    except (binascii.Error, ValueError):
+        raise MalformedRequest(f"images.{index} is not base64 (RFC 4648, section 4)") from None
+
+
+async def _once(body: bytes) -> AsyncGenerator[bytes, None]:
+    yield body

@@ -1,0 +1,66 @@
+"""For those who run the service: live, ready, metrics, and what this process is."""
+
+import platform
+from importlib.metadata import version
+from typing import Any
+
+from fastapi import APIRouter, Response
+
+from service.engine import describe_runtime
+from service.errors import NotReady
+from service.metrics import CONTENT_TYPE
+from service.routes import ServiceDependency
+from service.schemas import HealthBody
+
+router = APIRouter(tags=["operations"])
+
+LIMITS = (
+    "max_body_bytes",
+    "max_image_pixels",
+    "max_images",
+    "max_queue_size",
+    "max_batch_size",
+    "request_timeout_s",
+    "body_timeout_s",
+)
+
+
+@router.get("/healthz")
+async def live(service: ServiceDependency) -> HealthBody:
+    """200 while the process can do its work; when it is not, restart it."""
+    if service.status == "failed":
+        raise NotReady("the service failed; see its log", retry_after_s=5)
+    return HealthBody(status="live")
+
+
+@router.get("/readyz")
+async def ready(service: ServiceDependency) -> HealthBody:
+    """200 while requests are answered; 503 while loading or draining."""
+    if not service.is_ready:
+        raise NotReady(f"the service is {service.status}", retry_after_s=1)
+    return HealthBody(status="ready")
+
+
+@router.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
+async def metrics(service: ServiceDependency) -> Response:
+    """Prometheus's text format."""
+    return Response(service.metrics.exposition(), media_type=CONTENT_TYPE)
+
+
+@router.get("/info")
+async def info(service: ServiceDependency) -> dict[str, Any]:
+    """Build, device, limits, and the models with their digests."""
+    device = service.device
+    return {
+        "name": "foldserve",
+        "version": version("foldserve"),
+        "python": platform.python_version(),
+        "runtime": describe_runtime(),
+        "device": None
+        if device is None
+        else {"requested": device.requested, "used": device.used, "why": device.reason},
+        "status": service.status,
+        "formats": list(service.accepted.formats),
+        "limits": {name: getattr(service.settings, name) for name in LIMITS},
+        "models": {model.name: {"version": model.version, "digest": model.digest} for model in service.models()},
+    }

@@ -1,0 +1,24 @@
+"""The page at /: drop an image, see its label. Plain files, and nothing from any other host."""
+
+from pathlib import Path
+
+from fastapi import APIRouter
+from starlette.responses import FileResponse
+from starlette.staticfiles import StaticFiles
+
+FOLDER = Path(__file__).parent.parent / "page"
+HEADERS = {
+    "content-security-policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob:; "
+    "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    "x-content-type-options": "nosniff",
+    "referrer-policy": "no-referrer",
+}
+
+router = APIRouter(include_in_schema=False)
+files = StaticFiles(directory=FOLDER)
+
+
+@router.get("/")
+async def page() -> FileResponse:
+    """Show the page."""
+    return FileResponse(FOLDER / "index.html", headers=HEADERS)

@@ -1,0 +1,59 @@
+"""POST or PUT an image, get its label."""
+
+import json
+import time
+from time import perf_counter
+from typing import Annotated
+
+from fastapi import APIRouter, Query, Request, Response
+
+from service.answers import predict_body
+from service.errors import AllImagesFailed, ServiceError
+from service.inference import Classifier, Outcome
+from service.problems import slug
+from service.routes import ServiceDependency
+from service.routes.bodies import read_uploads
+from service.routes.connection import while_connected
+from service.schemas import ImagesBody, PredictBody, PredictQuery
+
+router = APIRouter(tags=["predict"])
+
+FILE = {"type": "string", "format": "binary"}
+REQUEST_BODY = {
+    "required": True,
+    "content": {
+        "image/*": {"schema": FILE},
+        "application/octet-stream": {"schema": FILE},
+        "multipart/form-data": {
+            "schema": {"type": "object", "properties": {"file": {"type": "array", "items": FILE}}, "required": ["file"]}
+        },
+        "application/json": {"schema": ImagesBody.model_json_schema()},
+    },
+}
+
+
+@router.post("/predict", response_model=PredictBody, openapi_extra={"requestBody": REQUEST_BODY})
+@router.put("/predict", response_model=PredictBody, openapi_extra={"requestBody": REQUEST_BODY})
+async def predict(request: Request, query: Annotated[PredictQuery, Query()], service: ServiceDependency) -> Response:
+    """Label one image or several: a raw body, multipart parts named `file`, or base64 in JSON."""
+    classifier = service.classifier(query.model, query.version)
+    deadline = time.monotonic() + service.settings.request_timeout_s
+    started = perf_counter()
+    uploads = await read_uploads(request, service.settings)
+    classifier.metrics.observe("read", perf_counter() - started)
+    work = classifier.classify([upload.encoded for upload in uploads], deadline=deadline)
+    outcomes = await while_connected(request, work)
+    _settle(classifier, outcomes)
+    with classifier.metrics.timed("encode"):
+        names = [upload.filename for upload in uploads]
+        body = predict_body(classifier.model, names, outcomes, k=query.top_k, with_logits=query.logits)
+        return Response(json.dumps(body), media_type="application/json")
+
+
+def _settle(classifier: Classifier, outcomes: list[Outcome]) -> None:
+    """Count the outcomes. Raises the error of a lone bad image, AllImagesFailed where all of several are bad."""
+    errors = [outcome for outcome in outcomes if isinstance(outcome, ServiceError)]
+    for outcome in outcomes:
+        classifier.metrics.outcome(slug(outcome) if isinstance(outcome, ServiceError) else "ok")
+    if len(errors) == len(outcomes):
+        raise errors[0] if len(errors) == 1 else AllImagesFailed(errors)

@@ -1,0 +1,104 @@
+"""Bodies of requests and answers, as the API document shows them."""
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from service.artifact import FoldRecord, KeptRecord, NormRecord, Parity
+from service.preprocessing import Preprocessing
+
+
+class PredictQuery(BaseModel):
+    """Query parameters of /predict; an unknown one is an error, not a surprise."""
+
+    model_config = ConfigDict(extra="forbid", protected_namespaces=())
+
+    model: str | None = Field(None, description="which model; needed only where several are served")
+    version: int | None = Field(None, ge=1, description="which version; 404 when it is not the one served")
+    top_k: int = Field(5, ge=1, le=1000, description="how many classes to list, most probable first")
+    logits: bool = Field(False, description="add the raw float32 logits, which read back to the same bits")
+
+
+class ImagesBody(BaseModel):
+    """The JSON form of a request."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    images: list[str] = Field(min_length=1, description="image files in base64")
+
+
+class CandidateBody(BaseModel):
+    """One class and its softmax probability."""
+
+    label: str
+    index: int
+    score: float = Field(ge=0, le=1)
+
+
+class Problem(BaseModel):
+    """RFC 9457 problem details."""
+
+    type: str = Field(examples=["urn:foldserve:problem:invalid-image"])
+    title: str
+    status: int
+    detail: str
+
+
+class PredictionBody(CandidateBody):
+    """The answer for one image."""
+
+    filename: str | None = None
+    top: list[CandidateBody]
+    logits: list[float] | None = None
+
+
+class FailureBody(BaseModel):
+    """An image that could not be answered, in its place among the others."""
+
+    filename: str | None = None
+    error: Problem
+
+
+class PredictBody(BaseModel):
+    """The answer of /predict: one shape for one image and for many, in the order in which they were sent."""
+
+    model: str
+    version: int
+    form: Literal["float", "exact"]
+    predictions: list[PredictionBody | FailureBody]
+
+
+class ModelBody(BaseModel):
+    """One served model, in short."""
+
+    name: str
+    version: int
+    form: Literal["float", "exact"]
+    digest: str = Field(description="sha256 of the stored model file")
+    labels: list[str]
+
+
+class ModelDetailBody(ModelBody):
+    """One served model with everything that its file says about itself."""
+
+    preprocessing: Preprocessing
+    folds: list[FoldRecord]
+    kept: list[KeptRecord]
+    batchnorm: list[NormRecord]
+    parity: Parity | None
+    training: dict[str, Any]
+    licence: str | None
+    golden_images: int
+    golden_difference: float
+
+
+class ModelsBody(BaseModel):
+    """What is served."""
+
+    models: list[ModelBody]
+
+
+class HealthBody(BaseModel):
+    """Live or ready."""
+
+    status: str

@@ -1,0 +1,93 @@
+"""Real server processes on loopback ports."""
+
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import pytest
+
+STARTS_WITHIN_S = 30.0
+ENDS_WITHIN_S = 30.0
+
+
+@dataclass
+class Server:
+    """A running `foldserve serve`; what it says is in `log`."""
+
+    process: subprocess.Popen[bytes]
+    log: Path
+    url: str = ""
+
+    def wait_for_url(self) -> None:
+        pattern = re.compile(r"listening on (http://\S+)")
+        self.poll(lambda: pattern.search(self.said()) is not None, "it listens")
+        found = pattern.search(self.said())
+        assert found
+        self.url = found[1]
+
+    def wait_until_ready(self) -> None:
+        self.poll(lambda: httpx.get(f"{self.url}/readyz").status_code == 200, "it is ready")
+
+    def poll(self, condition: Callable[[], bool], what: str, within_s: float = STARTS_WITHIN_S) -> None:
+        deadline = time.monotonic() + within_s
+        while time.monotonic() < deadline:
+            assert self.process.poll() is None, f"it ended: {self.said()}"
+            if condition():
+                return
+            time.sleep(0.02)
+        raise AssertionError(f"never happened: {what}; it said: {self.said()}")
+
+    def said(self) -> str:
+        return self.log.read_text()
+
+    def resident_bytes(self) -> int:
+        pages = int(Path(f"/proc/{self.process.pid}/statm").read_text().split()[1])
+        return pages * 4096
+
+    def terminate(self) -> int:
+        self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(ENDS_WITHIN_S)
+
+
+Start = Callable[..., Server]
+
+
+def start_server(log: Path, *flags: str) -> Server:
+    command = [sys.executable, "-m", "foldserve", "serve", "--port", "0", "--device", "cpu", *flags]
+    with log.open("wb") as sink:
+        return Server(subprocess.Popen(command, stdout=sink, stderr=sink, cwd=log.parent), log)
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Start]:
+    """Start servers with flags of one's own; all are gone when the test is."""
+    servers: list[Server] = []
+
+    def starting(*flags: str) -> Server:
+        servers.append(start_server(tmp_path / f"server{len(servers)}.log", *flags))
+        servers[-1].wait_for_url()
+        servers[-1].wait_until_ready()
+        return servers[-1]
+
+    yield starting
+    for server in servers:
+        server.process.kill()
+        server.process.wait()
+
+
+@pytest.fixture(scope="session")
+def server(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """One server for all tests that leave it as they found it."""
+    log = tmp_path_factory.mktemp("server") / "server.log"
+    running = start_server(log, "--models", str(models), "--body-timeout-s", "1")
+    running.wait_for_url()
+    running.wait_until_ready()
+    yield running
+    running.process.kill()
+    running.process.wait()

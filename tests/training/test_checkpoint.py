@@ -1,0 +1,211 @@
+"""`training.checkpoint`: what is in the file, that it is whole, and which files are refused."""
+
+import resource
+from contextlib import contextmanager
+from dataclasses import MISSING, fields, replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import nn
+
+from training.architectures import ARCHITECTURES, build
+from training.checkpoint import (
+    Facts,
+    load_checkpoint,
+    optimizer_tensors,
+    restore_optimizer,
+    save_checkpoint,
+    write_atomically,
+)
+from training.errors import RunError
+
+FACTS = Facts(**{field.name: 3 for field in fields(Facts) if field.default is MISSING})
+
+
+def _network(name: str = "small_cnn") -> nn.Module:
+    model = build(name, channels=1, classes=10, size=28, bn_momentum=0.1).train()
+    model(torch.randn(4, 1, 28, 28))  # the statistics leave their initial values
+    return model
+
+
+def _tensors(path: Path) -> dict[str, torch.Tensor]:
+    with safe_open(path, framework="pt") as file:
+        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+
+
+@contextmanager
+def disk_of(size: int):
+    """Let no file grow over `size` bytes: a write beyond fails as on a full disk."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.mark.parametrize("name", sorted(ARCHITECTURES))
+def test_every_parameter_and_every_batchnorm_buffer_is_in_the_file(tmp_path: Path, name: str):
+    model = _network(name)
+    save_checkpoint(tmp_path / "best.safetensors", model, FACTS)
+    stored = _tensors(tmp_path / "best.safetensors")
+    wanted = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    assert set(stored) == set(wanted)
+    for norm, module in model.named_modules():
+        if isinstance(module, nn.BatchNorm2d):
+            for buffer in ("running_mean", "running_var", "num_batches_tracked"):
+                assert torch.equal(stored[f"{norm}.{buffer}"], getattr(module, buffer))
+
+
+def test_a_checkpoint_restores_every_bit_and_its_facts(tmp_path: Path):
+    path = tmp_path / "last.safetensors"
+    model, fresh = _network(), _network()
+    save_checkpoint(path, model, FACTS)
+    facts, optimizer = load_checkpoint(path, fresh)
+    assert facts == FACTS
+    assert optimizer == {}
+    assert all(torch.equal(value, fresh.state_dict()[name]) for name, value in model.state_dict().items())
+
+
+def test_the_optimizer_goes_on_as_if_it_had_never_stopped(tmp_path: Path):
+    def step(model: nn.Module, optimizer: torch.optim.Optimizer, seed: int) -> None:
+        images = torch.randn(4, 6, generator=torch.Generator().manual_seed(seed))
+        optimizer.zero_grad()
+        model(images).square().sum().backward()
+        optimizer.step()
+
+    def fresh() -> tuple[nn.Module, torch.optim.Optimizer]:
+        torch.manual_seed(0)
+        model = nn.Linear(6, 3)
+        return model, torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
+
+    whole, whole_optimizer = fresh()
+    for seed in range(4):
+        step(whole, whole_optimizer, seed)
+
+    stopped, stopped_optimizer = fresh()
+    for seed in range(2):
+        step(stopped, stopped_optimizer, seed)
+    save_checkpoint(tmp_path / "last", stopped, FACTS, optimizer_tensors(stopped_optimizer))
+    resumed, resumed_optimizer = fresh()
+    _, tensors = load_checkpoint(tmp_path / "last", resumed)
+    restore_optimizer(resumed_optimizer, tensors)
+    for seed in range(2, 4):
+        step(resumed, resumed_optimizer, seed)
+    assert torch.equal(resumed.weight, whole.weight)
+    assert torch.equal(resumed.bias, whole.bias)
+
+
+def test_a_failing_write_leaves_the_old_file_whole_and_nothing_beside_it(tmp_path: Path):
+    path = tmp_path / "result.json"
+    write_atomically(path, b"old" * 100)
+    with disk_of(1000), pytest.raises(RunError, match=r"result\.json cannot be written: .*what was there is untouched"):
+        write_atomically(path, b"new" * 10_000)
+    assert path.read_bytes() == b"old" * 100
+    assert list(tmp_path.iterdir()) == [path]
+    write_atomically(path, b"new")
+    assert path.read_bytes() == b"new"
+
+
+def test_a_full_disk_leaves_the_old_checkpoint_whole(tmp_path: Path):
+    path = tmp_path / "last.safetensors"
+    old = _network()
+    save_checkpoint(path, old, FACTS)
+    with disk_of(10_000), pytest.raises(RunError, match="cannot be written"):
+        save_checkpoint(path, _network(), replace(FACTS, epoch=4))
+    model = _network()
+    assert load_checkpoint(path, model)[0] == FACTS
+    assert all(torch.equal(value, model.state_dict()[name]) for name, value in old.state_dict().items())
+
+
+@pytest.mark.parametrize("path", ["missing/file", "in-the-way/file"])
+def test_a_folder_that_is_not_there_is_one_clear_error(tmp_path: Path, path: str):
+    (tmp_path / "in-the-way").write_text("a file")
+    with pytest.raises(RunError, match="cannot be written"):
+        write_atomically(tmp_path / path, b"content")
+
+
+def _saved_without(tmp_path: Path, part: str) -> Path:
+    """As Keras users know it: only trainable variables were saved."""
+    path = tmp_path / "best.safetensors"
+    save_checkpoint(path, _network(), FACTS)
+    with safe_open(path, framework="pt") as file:
+        metadata = file.metadata()
+    save_file({name: value for name, value in _tensors(path).items() if part not in name}, path, metadata)
+    return path
+
+
+def test_missing_running_statistics_are_named(tmp_path: Path):
+    path = _saved_without(tmp_path, "running_")
+    with pytest.raises(RunError, match=r"has no .*running_mean; BatchNorm statistics were not saved"):
+        load_checkpoint(path, _network())
+
+
+def test_a_missing_weight_is_named(tmp_path: Path):
+    path = _saved_without(tmp_path, "head.bias")
+    with pytest.raises(RunError, match=r"has no head\.bias$"):
+        load_checkpoint(path, _network())
+
+
+def test_a_refused_checkpoint_changes_nothing_in_the_network(tmp_path: Path):
+    path = _saved_without(tmp_path, "head.bias")
+    model = _network()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    with pytest.raises(RunError):
+        load_checkpoint(path, model)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        build("small_resnet", channels=1, classes=10, size=28, bn_momentum=0.1),
+        build("small_cnn", channels=3, classes=10, size=28, bn_momentum=0.1),
+        build("small_cnn", channels=1, classes=9, size=28, bn_momentum=0.1),
+    ],
+    ids=["architecture", "channels", "classes"],
+)
+def test_a_checkpoint_of_another_network_is_refused_by_key(tmp_path: Path, other: nn.Module):
+    path = tmp_path / "best.safetensors"
+    save_checkpoint(path, _network(), FACTS)
+    with pytest.raises(RunError, match=r"best\.safetensors(: .* has shape| has no )"):
+        load_checkpoint(path, other)
+
+
+def test_keys_that_the_network_has_not_are_named(tmp_path: Path):
+    save_checkpoint(tmp_path / "best", nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2)), FACTS)
+    with pytest.raises(RunError, match=r"has 1\.bias, which the network has not"):
+        load_checkpoint(tmp_path / "best", nn.Sequential(nn.Linear(2, 2)))
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"garbage that is long enough to have a header", bytes(64), b"\xff" * 64, b"PK\x03\x04" + bytes(60)],
+)
+def test_a_garbage_file_is_refused_by_name(tmp_path: Path, content: bytes):
+    (tmp_path / "best.safetensors").write_bytes(content)
+    with pytest.raises(RunError, match=r"best\.safetensors is not a sound checkpoint"):
+        load_checkpoint(tmp_path / "best.safetensors", _network())
+
+
+def test_a_checkpoint_cut_short_is_refused(tmp_path: Path):
+    path = tmp_path / "best.safetensors"
+    save_checkpoint(path, _network(), FACTS)
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(RunError, match="is not a sound checkpoint"):
+        load_checkpoint(path, _network())
+
+
+@pytest.mark.parametrize("metadata", [None, {"foldserve": "no json"}, {"foldserve": "[]"}, {"foldserve": '{"era": 1}'}])
+def test_a_safetensors_file_of_someone_else_is_refused(tmp_path: Path, metadata):
+    save_file(_network().state_dict(), tmp_path / "theirs", metadata)
+    with pytest.raises(RunError, match="is not a sound checkpoint"):
+        load_checkpoint(tmp_path / "theirs", _network())
+
+
+def test_a_missing_file_says_what_to_do(tmp_path: Path):
+    with pytest.raises(RunError, match="is missing; train first"):
+        load_checkpoint(tmp_path / "best.safetensors", _network())

@@ -1,0 +1,144 @@
+"""What tests of training share: a quick configuration, networks with a past, IDX files, a run and its artifact."""
+
+import gzip
+import hashlib
+import io
+import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from training.config import TrainConfig, data_folders
+from training.data import IdxSource
+from training.export import Exported, export
+from training.normalization import batch_norms
+from training.run import Trained, load_run, train
+
+IDX_STEMS = (
+    "train-images-idx3-ubyte",
+    "train-labels-idx1-ubyte",
+    "t10k-images-idx3-ubyte",
+    "t10k-labels-idx1-ubyte",
+)
+# digits has 1,437 images outside the test part: all but 137 are held out, so that an epoch takes a moment
+QUICK = TrainConfig(
+    dataset="digits",
+    architecture="small_cnn",
+    epochs=3,
+    batch_size=16,
+    learning_rate=0.05,
+    translate=1.0,
+    validation_images=1300,
+    device="cpu",
+)
+
+
+def hush(_: str) -> None:
+    """Say nothing."""
+
+
+def real_data() -> Path | None:
+    """Return the folder that FOLDSERVE_DATA names, None where it is unset."""
+    *given, _ = data_folders(None)
+    return given[0] if given else None
+
+
+def aged(model: nn.Module, seed: int = 0) -> nn.Module:
+    """Give every BatchNorm a past: statistics, γ of both signs and β that no fresh layer has. Evaluation mode."""
+    generator = torch.Generator().manual_seed(seed)
+    for _, norm in batch_norms(model):
+        size = norm.num_features
+        if norm.running_mean is not None and norm.running_var is not None:
+            norm.running_mean.copy_(torch.randn(size, generator=generator))
+            norm.running_var.copy_(torch.rand(size, generator=generator) * 3 + 0.1)
+            norm.num_batches_tracked.add_(7)
+        if norm.affine:
+            with torch.no_grad():
+                norm.weight.copy_(torch.randn(size, generator=generator) * 2)
+                norm.bias.copy_(torch.randn(size, generator=generator))
+    return model.eval()
+
+
+def relative_difference(found: torch.Tensor, wanted: torch.Tensor) -> float:
+    """Return the largest difference over the largest magnitude."""
+    return float((found - wanted).detach().abs().max() / wanted.detach().abs().max())
+
+
+def idx_bytes(values: np.ndarray) -> bytes:
+    """Return unsigned bytes in LeCun's IDX format."""
+    header = struct.pack(f">4B{values.ndim}I", 0, 0, 8, values.ndim, *values.shape)
+    return header + values.astype(np.uint8).tobytes()
+
+
+def idx_files(seed: int = 0) -> dict[str, bytes]:
+    """Return a tiny data set of 3 classes, 30 training and 9 test images of 6 × 6 pixels, by file name without .gz."""
+    rng = np.random.default_rng(seed)
+    contents = {}
+    for prefix, count in (("train", 30), ("t10k", 9)):
+        contents[f"{prefix}-images-idx3-ubyte"] = idx_bytes(rng.integers(0, 256, (count, 6, 6)))
+        contents[f"{prefix}-labels-idx1-ubyte"] = idx_bytes(np.arange(count) % 3)
+    return contents
+
+
+def idx_source(contents: dict[str, bytes], url: str = "http://127.0.0.1:9/unreachable") -> IdxSource:
+    """Describe `contents` as a published data set."""
+    sums = {stem: hashlib.sha256(content).hexdigest() for stem, content in contents.items()}
+    return IdxSource(url, ("a", "b", "c"), "none", sums)
+
+
+def write_idx(folder: Path, contents: dict[str, bytes], *, packed: bool = True) -> Path:
+    """Write the files of a data set, gzipped or plain."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for stem, content in contents.items():
+        path = folder / (f"{stem}.gz" if packed else stem)
+        path.write_bytes(gzip.compress(content) if packed else content)
+    return folder
+
+
+class StopsAfterFirstEpoch(io.StringIO):
+    """A standard output that interrupts whoever writes to it once metrics.csv has its first row."""
+
+    def __init__(self, metrics: Path) -> None:
+        super().__init__()
+        self._metrics = metrics
+
+    def write(self, text: str) -> int:
+        """Write, or press Ctrl-C."""
+        if self._metrics.exists() and len(self._metrics.read_text().splitlines()) > 1:
+            raise KeyboardInterrupt
+        return super().write(text)
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Tiny networks run faster on one thread, and sums keep their order on any machine."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@cache
+def quick_run(base: Path) -> Path:
+    """Train QUICK once below `base`."""
+    run = base / "quick-run"
+    with one_thread():
+        train(QUICK, run, say=hush)
+    return run
+
+
+@cache
+def quick_trained(base: Path) -> Trained:
+    """Load that run. What a test changes it changes in a copy."""
+    return load_run(quick_run(base))
+
+
+@cache
+def quick_export(base: Path) -> Exported:
+    """Export that run once below `base`, as `models/digits/1`."""
+    return export(quick_trained(base), base / "quick-models", "digits", say=hush)

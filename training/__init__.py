@@ -1,0 +1,1 @@
+"""Trains BatchNorm classifiers, folds the BatchNorm, exports artifacts that `service` reads."""

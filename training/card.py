@@ -1,0 +1,74 @@
+"""What an export tells people: the fold table, the parity line, and the model card beside the model."""
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from service.artifact import FoldRecord, KeptRecord, Manifest, Parity
+
+FLOAT16_MAX = 65504.0
+
+
+def fold_table(folds: Iterable[FoldRecord], kept: Iterable[KeptRecord]) -> str:
+    """Return one aligned line for each BatchNorm: where it went and how exactly, or why it stays."""
+    rows: list[tuple[str, ...]] = [
+        ("BatchNorm", "into", "kind", "scale", "largest weight", "fp16 headroom", "float64 error")
+    ]
+    rows += [_fold_row(record) for record in folds]
+    lines = list(_aligned(rows))
+    lines += [f"kept  {record.norm}: {record.reason}" for record in kept]
+    return "\n".join(lines)
+
+
+def parity_line(seen: Parity) -> str:
+    """Return what the check saw, in one line."""
+    sizes = ", ".join(str(size) for size in seen.batch_sizes)
+    return (
+        f"ONNX Runtime against unfolded float64 on {seen.images:,} real images at batch {sizes}: "
+        f"largest difference {seen.max_abs_difference:.2g} (float32 alone: {seen.float32_noise:.2g}), "
+        f"{seen.argmax_flips} labels flipped"
+    )
+
+
+def model_card(manifest: Manifest, digest: str, folder: Path) -> str:
+    """Return the README of a model: what it is for, how good it is, where it comes from, how to use it."""
+    result = manifest.training
+    spec = manifest.preprocessing
+    versions = ", ".join(f"{name} {number}" for name, number in result["versions"].items())
+    assert manifest.parity is not None
+    facts = (
+        ("Labels", ", ".join(manifest.labels)),
+        ("Input", f"{spec.size[0]} × {spec.size[1]} pixels, mode {spec.mode}, resize {spec.resize} ({spec.filter})"),
+        ("Data", f"{result['dataset']}: {result['split']}"),
+        ("Test accuracy", f"{result['test_accuracy']:.2%} of {result['test_images']:,} images, looked at once"),
+        ("Validation accuracy", f"{result['validation_accuracy']:.2%}, at epoch {result['best_epoch']}"),
+        ("Network", f"{result['architecture']}, seed {result['seed']}, {result['epochs']} epochs"),
+        ("Trained", f"{result['date']} in {result['seconds']} s on {result['device']}; {versions}"),
+        ("BatchNorm", f"{len(manifest.folds)} folded, {len(manifest.kept)} kept"),
+        ("Parity", parity_line(manifest.parity)),
+        ("Licence", str(manifest.licence)),
+        ("sha256", f"`{digest}`"),
+    )
+    table = "\n".join(f"| {name} | {value} |" for name, value in facts)
+    return (
+        f"# {manifest.name}, version {folder.name}\n\n| | |\n|---|---|\n{table}\n\n## Each BatchNorm\n\n```\n"
+        f"{fold_table(manifest.folds, manifest.kept)}\n```\n"
+    )
+
+
+def _fold_row(record: FoldRecord) -> tuple[str, ...]:
+    error = "not measured" if record.error is None else f"{record.error:.1e}"
+    return (
+        record.norm,
+        record.into,
+        record.kind,
+        f"{record.scale_min:.3g} … {record.scale_max:.3g}",
+        f"{record.weight_max:.3g}",
+        f"{FLOAT16_MAX / max(record.weight_max, record.bias_max):,.0f} ×",
+        error,
+    )
+
+
+def _aligned(rows: list[tuple[str, ...]]) -> Iterator[str]:
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    for row in rows:
+        yield "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()

@@ -1,0 +1,95 @@
+"""The subcommands that train: `train`, `export`, `presets`. torch is loaded only when one of them runs."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from training.config import TrainConfig, calm_idle_threads, parse_assignments, read_config_file
+from training.presets import PRESETS, preset
+
+RUNS = Path("runs")
+
+
+def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Add the subcommands to the command line."""
+    _register_train(subparsers)
+    _register_export(subparsers)
+    presets = subparsers.add_parser("presets", help="list the training presets", description="List the presets.")
+    presets.set_defaults(run=_presets)
+
+
+def _register_train(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    parser = subparsers.add_parser(
+        "train", help="train a classifier", description="Train a classifier from a preset; see `foldserve presets`."
+    )
+    parser.add_argument("preset", metavar="PRESET", help=f"one of {', '.join(PRESETS)}")
+    parser.add_argument("--config", type=Path, metavar="FILE", help="JSON or TOML with keys that override the preset's")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", dest="assignments", help="override one key; repeats"
+    )
+    parser.add_argument("--out", type=Path, metavar="RUN", help="run folder [runs/PRESET]")
+    parser.add_argument("--data-dir", type=Path, metavar="DIR", help="where data sets lie [FOLDSERVE_DATA]")
+    parser.add_argument("--download", action="store_true", help="fetch a data set that is missing, checksums verified")
+    parser.add_argument("--resume", action="store_true", help="continue the run in RUN with its own configuration")
+    parser.add_argument("--overwrite", action="store_true", help="replace the run that RUN holds")
+    parser.set_defaults(run=_train)
+
+
+def _register_export(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    parser = subparsers.add_parser(
+        "export", help="fold a run's BatchNorm and write a model", description="Fold, convert to ONNX, check, write."
+    )
+    parser.add_argument("run_folder", type=Path, metavar="RUN", help="run folder of `foldserve train`")
+    parser.add_argument("--name", required=True, metavar="NAME", help="model name")
+    parser.add_argument("--models", type=Path, default=Path("models"), metavar="DIR", help="model repository [models]")
+    parser.add_argument("--data-dir", type=Path, metavar="DIR", help="where data sets lie [FOLDSERVE_DATA]")
+    parser.set_defaults(run=_export)
+
+
+def _config(arguments: argparse.Namespace) -> TrainConfig:
+    config = preset(arguments.preset)
+    if arguments.config is not None:
+        config = config.with_values(read_config_file(arguments.config))
+    return config.with_values(parse_assignments(arguments.assignments))
+
+
+def _train(arguments: argparse.Namespace) -> int:
+    config = _config(arguments)
+    run = arguments.out or RUNS / arguments.preset
+    calm_idle_threads()
+    from training.run import train
+
+    result = train(
+        config,
+        run,
+        data_dir=arguments.data_dir,
+        download=arguments.download,
+        resume=arguments.resume,
+        overwrite=arguments.overwrite,
+    )
+    print(
+        f"best epoch {result['best_epoch']} by validation ({result['validation_accuracy']:.2%}): "
+        f"test accuracy {result['test_accuracy']:.2%} of {result['test_images']:,} images, {result['seconds']} s"
+    )
+    print(f"next: foldserve export {run} --name {arguments.preset}")
+    return 0
+
+
+def _export(arguments: argparse.Namespace) -> int:
+    from training.export import export
+    from training.run import load_run
+
+    exported = export(load_run(arguments.run_folder, arguments.data_dir), arguments.models, arguments.name)
+    print(f"wrote {exported.folder} ({exported.bytes / 1e6:.2f} MB, sha256 {exported.digest[:12]}…)")
+    print(f"next: foldserve serve --models {arguments.models}")
+    return 0
+
+
+def _presets(_: argparse.Namespace) -> int:
+    width = max(len(name) for name in PRESETS)
+    for name, config in PRESETS.items():
+        sys.stdout.write(
+            f"{name:{width}}  {config.architecture} on {config.dataset}, {config.epochs} epochs of batches of "
+            f"{config.batch_size}, peak learning rate {config.learning_rate}\n"
+        )
+    return 0

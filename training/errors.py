@@ -1,0 +1,33 @@
+"""What training refuses, as one tree; each text is one line for the person who caused it.
+
+TrainingError
+├── UsageError        a preset, key or value of the configuration is wrong
+├── DataError         a data set is missing or damaged
+├── RunError          a run folder or checkpoint cannot be used, or training diverged
+├── NotFoldable       a BatchNorm whose statistics cannot be trusted
+└── ExportRefused     the artifact does not compute what the trained model computes
+"""
+
+
+class TrainingError(Exception):
+    """Its text says what was wrong, what was expected, what to do."""
+
+
+class UsageError(TrainingError):
+    """A preset, key or value of the configuration is wrong."""
+
+
+class DataError(TrainingError):
+    """A data set is missing or damaged."""
+
+
+class RunError(TrainingError):
+    """A run folder or checkpoint cannot be used, or training diverged."""
+
+
+class NotFoldable(TrainingError):
+    """A BatchNorm whose statistics cannot be trusted; folding would bake the mistake in."""
+
+
+class ExportRefused(TrainingError):
+    """The artifact does not compute what the trained model computes."""
