@@ -8,6 +8,7 @@ import argparse
 import json
 import os
 import platform
+import re
 import signal
 import socket
 import statistics
@@ -92,13 +93,16 @@ def _measure(port: int, pid: int, image: bytes, model: str, connections: int, se
     head = f"POST /predict?model={model} HTTP/1.1\r\nhost: x\r\ncontent-length: {len(image)}\r\n\r\n"
     request = head.encode() + image
     latencies: list[list[float]] = [[] for _ in range(connections)]
+    failures: list[bytes] = []
     stop = time.monotonic() + seconds
-    threads = [threading.Thread(target=_client, args=(port, request, stop, each)) for each in latencies]
+    threads = [threading.Thread(target=_client, args=(port, request, stop, each, failures)) for each in latencies]
     cpu_before, started = _cpu_s(pid), time.monotonic()
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
+    if failures:
+        sys.exit(f"the server answered {failures[0].decode()}")
     elapsed, cpu = time.monotonic() - started, _cpu_s(pid) - cpu_before
     every = sorted(latency for each in latencies for latency in each)
     return Row(
@@ -111,15 +115,27 @@ def _measure(port: int, pid: int, image: bytes, model: str, connections: int, se
     )
 
 
-def _client(port: int, request: bytes, stop: float, latencies: list[float]) -> None:
+def _client(port: int, request: bytes, stop: float, latencies: list[float], failures: list[bytes]) -> None:
     with socket.create_connection(("127.0.0.1", port)) as connection:
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         while (started := time.monotonic()) < stop:
             connection.sendall(request)
-            answer = connection.recv(65536)
-            if not answer.startswith(b"HTTP/1.1 200"):
-                sys.exit(f"the server answered {answer[:200]!r}")
+            answer = _read_answer(connection)
             latencies.append(time.monotonic() - started)
+            if not answer.startswith(b"HTTP/1.1 200"):
+                failures.append(answer)
+                return
+
+
+def _read_answer(connection: socket.socket) -> bytes:
+    answer = b""
+    while b"\r\n\r\n" not in answer:
+        answer += connection.recv(65536)
+    head, _, body = answer.partition(b"\r\n\r\n")
+    length = int(re.search(rb"content-length: (\d+)", head)[1])
+    while len(body) < length:
+        body += connection.recv(65536)
+    return head + b"\r\n\r\n" + body
 
 
 def _cpu_s(pid: int) -> float:

@@ -1,23 +1,26 @@
 """Everything the service refuses or fails at, as one tree; `service.problems` alone turns it into HTTP.
 
-FoldserveError             a person did something; one line tells what and how to mend it
-├── ConfigurationError     a setting or flag is wrong
-├── ArtifactError          a model file is missing, damaged, or fails its own golden images
-├── DeviceError            the device asked for cannot be had
-└── ServiceError           a request cannot be answered
-    ├── MalformedRequest   the body or a query parameter is not of the documented form
-    ├── ModelNotFound      no such model or version is served
-    ├── BodyTooSlow        the body did not arrive in time
-    ├── CallerGone         the connection closed before there was an answer
-    ├── TooLarge           more bytes, pixels or images than the limits allow
-    ├── UnsupportedFormat  not an image format that is accepted
-    ├── InvalidImage       an accepted format that cannot be decoded
-    ├── AllImagesFailed    several images, and each has an error of its own
-    ├── RetryLater         the same request may succeed later; carries when
-    │   ├── QueueFull      no room
-    │   └── NotReady       still loading, or shutting down
-    ├── DeadlineExceeded   the answer would come too late
-    └── InferenceFailed    the engine failed on this image alone: our fault, not the caller's
+    FoldserveError             a person did something; one line tells what and how to mend it
+    ├── ConfigurationError     a setting or flag is wrong
+    ├── ArtifactError          a model file is missing, damaged, or fails its own golden images
+    ├── DeviceError            the device asked for cannot be had
+    ├── AddressUnavailable     the address to listen on cannot be had
+    └── ServiceError           a request cannot be answered
+        ├── MalformedRequest   the body or a query parameter is not of the documented form
+        ├── ModelNotFound      no such model or version is served
+        ├── BodyTooSlow        the body did not arrive in time
+        ├── CallerGone         the connection closed before there was an answer
+        ├── TooLarge           more bytes, pixels or images than the limits allow
+        ├── UnsupportedFormat  not an image format that is accepted
+        ├── InvalidImage       an accepted format that cannot be decoded
+        ├── AllImagesFailed    several images, and each has an error of its own
+        ├── RetryLater         the same request may succeed later; carries when
+        │   ├── QueueFull      no room
+        │   └── NotReady       still loading, or shutting down
+        ├── DeadlineExceeded   the answer would come too late
+        └── InferenceFailed    the engine failed on this image alone: our fault, not the caller's
+
+Imports nothing of foldserve, so that every room may raise from it.
 """
 
 import difflib
@@ -38,6 +41,10 @@ class ArtifactError(FoldserveError):
 
 class DeviceError(FoldserveError):
     """The device that was asked for cannot be had."""
+
+
+class AddressUnavailable(FoldserveError):
+    """The address to listen on cannot be had."""
 
 
 class ServiceError(FoldserveError):

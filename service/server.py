@@ -10,7 +10,7 @@ import uvicorn
 
 from service.app import create_app
 from service.config import Settings
-from service.errors import ConfigurationError
+from service.errors import AddressUnavailable
 
 M_MMAP_THRESHOLD = -3  # mallopt(3)
 MMAP_THRESHOLD_BYTES = 2**20
@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 def serve(settings: Settings) -> None:
     """Serve until SIGTERM or SIGINT, then drain.
 
-    Raises ConfigurationError when the address cannot be had, and whatever ended the service for good.
+    Raises AddressUnavailable when the address cannot be had, and whatever ended the service for good.
     """
     listener = _listen(settings)
     failures: list[BaseException] = []
@@ -74,5 +74,5 @@ def _listen(settings: Settings) -> socket.socket:
     except OSError as error:
         listener.close()
         where = f"{settings.host}:{settings.port}"
-        raise ConfigurationError(f"cannot listen on {where}: {error.strerror}; choose another with --port") from None
+        raise AddressUnavailable(f"cannot listen on {where}: {error.strerror}; choose another with --port") from None
     return listener

@@ -39,7 +39,7 @@ def model_card(manifest: Manifest, digest: str, folder: Path) -> str:
         ("Labels", ", ".join(manifest.labels)),
         ("Input", f"{spec.size[0]} × {spec.size[1]} pixels, mode {spec.mode}, resize {spec.resize} ({spec.filter})"),
         ("Data", f"{result['dataset']}: {result['split']}"),
-        ("Test accuracy", f"{result['test_accuracy']:.2%} of {result['test_images']:,} images, looked at once"),
+        ("Test accuracy", f"{result['test_accuracy']:.2%} of {result['test_images']:,} images, which chose nothing"),
         ("Validation accuracy", f"{result['validation_accuracy']:.2%}, at epoch {result['best_epoch']}"),
         ("Network", f"{result['architecture']}, seed {result['seed']}, {result['epochs']} epochs"),
         ("Trained", f"{result['date']} in {result['seconds']} s on {result['device']}; {versions}"),

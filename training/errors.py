@@ -1,11 +1,13 @@
 """What training refuses, as one tree; each text is one line for the person who caused it.
 
-TrainingError
-├── UsageError        a preset, key or value of the configuration is wrong
-├── DataError         a data set is missing or damaged
-├── RunError          a run folder or checkpoint cannot be used, or training diverged
-├── NotFoldable       a BatchNorm whose statistics cannot be trusted
-└── ExportRefused     the artifact does not compute what the trained model computes
+    TrainingError
+    ├── UsageError        a preset, key or value of the configuration is wrong
+    ├── DataError         a data set is missing or damaged
+    ├── RunError          a run folder or checkpoint cannot be used, or training diverged
+    ├── NotFoldable       a BatchNorm whose statistics cannot be trusted
+    └── ExportRefused     the artifact does not compute what the trained model computes
+
+What goes wrong while an artifact is read or run is raised from `service.errors`.
 """
 
 
