@@ -36,13 +36,13 @@ clean:  ## remove the environment, the runs and the caches; models stay
 	rm -rf $(VENV) runs .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis *.egg-info
 
 $(VENV)/serving: pyproject.toml constraints.txt
-	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "foldserve needs Python 3.11 or newer, this is " + sys.version)'
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "foldserve needs Python 3.11 or newer, this is " + sys.version)'
 	@echo 'setting up $(VENV) for serving on the $(DEVICE)'
-	$(PYTHON) -m venv $(VENV)
-	$(PIP) --editable '.[$(DEVICE)]'
-	echo $(DEVICE) > $(VENV)/device && touch $@
+	@$(PYTHON) -m venv $(VENV)
+	@$(PIP) --editable '.[$(DEVICE)]'
+	@echo $(DEVICE) > $(VENV)/device && touch $@
 
 $(VENV)/everything: $(VENV)/serving
 	@echo 'adding what training and the tests need'
-	$(PIP) --editable '.[$(DEVICE),train,dev]'
-	touch $@
+	@$(PIP) --editable '.[$(DEVICE),train,dev]'
+	@touch $@
