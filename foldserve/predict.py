@@ -44,7 +44,7 @@ def _predict(arguments: argparse.Namespace) -> int:
     encoded = [(str(path), _read(path)) for path in arguments.images]
     body = _ask_server(arguments, encoded) if arguments.url else _run_here(arguments, encoded)
     if arguments.json:
-        print(json.dumps(body, indent=2))
+        print(json.dumps(body, indent=2, ensure_ascii=False))
     else:
         print("\n".join(_table(body["predictions"], with_logits=arguments.logits)))
     return 1 if any("error" in one for one in body["predictions"]) else 0

@@ -113,7 +113,7 @@ class _LingeringResponse(Response):
 
 
 def _respond(document: dict[str, Any], headers: dict[str, str], kind: type[Response] = Response) -> Response:
-    return kind(json.dumps(document), document["status"], headers, media_type=problems.MEDIA_TYPE)
+    return kind(json.dumps(document, ensure_ascii=False), document["status"], headers, media_type=problems.MEDIA_TYPE)
 
 
 async def _answer_service_error(_: Request, error: Exception) -> Response:

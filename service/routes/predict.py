@@ -47,7 +47,7 @@ async def predict(request: Request, query: Annotated[PredictQuery, Query()], ser
     with classifier.metrics.timed("encode"):
         names = [upload.filename for upload in uploads]
         body = predict_body(classifier.model, names, outcomes, k=query.top_k, with_logits=query.logits)
-        return Response(json.dumps(body), media_type="application/json")
+        return Response(json.dumps(body, ensure_ascii=False), media_type="application/json")
 
 
 def _settle(classifier: Classifier, outcomes: list[Outcome]) -> None:
