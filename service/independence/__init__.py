@@ -1,0 +1,1 @@
+"""Batch independence: the static proof, the probe, the certificate with its fingerprint, and receipts."""
