@@ -14,8 +14,8 @@ import socket
 import statistics
 import subprocess
 import sys
-import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -92,17 +92,10 @@ def _ask(port: int, request: bytes) -> bytes:
 def _measure(port: int, pid: int, image: bytes, model: str, connections: int, seconds: float) -> Row:
     head = f"POST /predict?model={model} HTTP/1.1\r\nhost: x\r\ncontent-length: {len(image)}\r\n\r\n"
     request = head.encode() + image
-    latencies: list[list[float]] = [[] for _ in range(connections)]
-    failures: list[bytes] = []
     stop = time.monotonic() + seconds
-    threads = [threading.Thread(target=_client, args=(port, request, stop, each, failures)) for each in latencies]
     cpu_before, started = _cpu_s(pid), time.monotonic()
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    if failures:
-        sys.exit(f"the server answered {failures[0].decode()}")
+    with ThreadPoolExecutor(connections) as clients:
+        latencies = list(clients.map(lambda _: _client(port, request, stop), range(connections)))
     elapsed, cpu = time.monotonic() - started, _cpu_s(pid) - cpu_before
     every = sorted(latency for each in latencies for latency in each)
     return Row(
@@ -115,7 +108,8 @@ def _measure(port: int, pid: int, image: bytes, model: str, connections: int, se
     )
 
 
-def _client(port: int, request: bytes, stop: float, latencies: list[float], failures: list[bytes]) -> None:
+def _client(port: int, request: bytes, stop: float) -> list[float]:
+    latencies = []
     with socket.create_connection(("127.0.0.1", port)) as connection:
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         while (started := time.monotonic()) < stop:
@@ -123,19 +117,26 @@ def _client(port: int, request: bytes, stop: float, latencies: list[float], fail
             answer = _read_answer(connection)
             latencies.append(time.monotonic() - started)
             if not answer.startswith(b"HTTP/1.1 200"):
-                failures.append(answer)
-                return
+                raise ConnectionError(answer.decode())
+    return latencies
 
 
 def _read_answer(connection: socket.socket) -> bytes:
     answer = b""
     while b"\r\n\r\n" not in answer:
-        answer += connection.recv(65536)
+        answer += _receive(connection)
     head, _, body = answer.partition(b"\r\n\r\n")
-    length = int(re.search(rb"content-length: (\d+)", head)[1])
-    while len(body) < length:
-        body += connection.recv(65536)
+    length = re.search(rb"content-length: (\d+)", head)
+    while length and len(body) < int(length[1]):
+        body += _receive(connection)
     return head + b"\r\n\r\n" + body
+
+
+def _receive(connection: socket.socket) -> bytes:
+    data = connection.recv(65536)
+    if not data:
+        raise ConnectionError("the server closed the connection")
+    return data
 
 
 def _cpu_s(pid: int) -> float:

@@ -12,6 +12,9 @@ from service.errors import FoldserveError
 if TYPE_CHECKING:
     import httpx
 
+    from service.inference import Outcome
+    from service.repository import Model
+
 TIMEOUT_S = 30.0
 
 
@@ -52,9 +55,12 @@ def _predict(arguments: argparse.Namespace) -> int:
 
 def _read(path: Path) -> bytes:
     try:
-        return path.read_bytes()
+        encoded = path.read_bytes()
     except OSError as error:
         raise PredictionRefused(f"{path}: {error.strerror}") from None
+    if not encoded:
+        raise PredictionRefused(f"{path}: the file is empty")
+    return encoded
 
 
 def _run_here(arguments: argparse.Namespace, encoded: list[tuple[str, bytes]]) -> dict[str, Any]:
@@ -67,8 +73,19 @@ def _run_here(arguments: argparse.Namespace, encoded: list[tuple[str, bytes]]) -
     if arguments.model is None and len(names) > 1:
         raise PredictionRefused(f"{arguments.models} holds {', '.join(names)}; choose one with --model")
     model = repository.load(arguments.model or names[0], choose_device("auto"))
-    outcomes = [model.classify_alone(data) for _, data in encoded]
+    outcomes = [_classify(model, data) for _, data in encoded]
     return predict_body(model, [name for name, _ in encoded], outcomes, k=arguments.top_k, with_logits=arguments.logits)
+
+
+def _classify(model: "Model", encoded: bytes) -> "Outcome":
+    from service.errors import ServiceError
+    from service.preprocessing import decode
+
+    try:
+        logits: Outcome = model.run(decode(encoded, model.manifest.preprocessing)[None])[0]  # alone: (1, H, W, C)
+    except ServiceError as error:
+        return error
+    return logits
 
 
 def _ask_server(arguments: argparse.Namespace, encoded: list[tuple[str, bytes]]) -> dict[str, Any]:

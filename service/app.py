@@ -21,7 +21,7 @@ from service.errors import BodyTooSlow, MalformedRequest, RetryLater, ServiceErr
 from service.inference import Service
 from service.metrics import Metrics
 from service.routes import models, operations, page, predict
-from service.schemas import Problem
+from service.schemas import PredictQuery, Problem
 
 LINGER_S = 1.0  # how long a refused body is read and thrown away, so that its sender gets to read the answer
 DESCRIPTION = "Image classification whose answers do not depend on what else is in the batch."
@@ -130,7 +130,7 @@ async def _answer_wrong_parameter(request: Request, error: Exception) -> Respons
     assert isinstance(error, RequestValidationError)
     first = error.errors()[0]
     name = ".".join(str(part) for part in first["loc"][1:])
-    known = "model, version, top_k, logits"
+    known = ", ".join(PredictQuery.model_fields)
     detail = f"{first['loc'][0]} parameter {name}: {first['msg']}; known parameters are {known}"
     return await _answer_service_error(request, MalformedRequest(detail))
 

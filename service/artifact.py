@@ -8,7 +8,8 @@
 
 import hashlib
 import io
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -25,6 +26,7 @@ from service.preprocessing import Preprocessing, decode
 MANIFEST_KEY = "foldserve"
 MODEL_FILE = "model.onnx"
 GOLDEN_FILE = "golden.npz"
+MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")  # no separators, no hidden folders
 INPUT_NAME = "image"
 OUTPUT_NAME = "logits"
 
@@ -154,8 +156,10 @@ class Golden:
             raise ValueError("offsets do not fit")
         encoded = tuple(joined[start:end] for start, end in pairwise(offsets.tolist()))
         golden = cls(encoded, arrays["pixels"], arrays["logits_float64"], float(arrays["tolerance"]))
-        if golden.pixels.dtype != np.uint8 or golden.logits_float64.dtype != np.float64:
-            raise ValueError("an array has another type")
+        if golden.pixels.dtype != np.uint8 or golden.pixels.ndim != 4:
+            raise ValueError("pixels are not uint8 (n, height, width, channels)")
+        if golden.logits_float64.dtype != np.float64 or golden.logits_float64.ndim != 2:
+            raise ValueError("logits_float64 are not float64 (n, classes)")
         if not 0 <= golden.tolerance < float("inf"):
             raise ValueError(f"the tolerance is {golden.tolerance}")
         return golden
@@ -216,6 +220,14 @@ class Artifact:
             raise ArtifactError(f"{self.path.parent / GOLDEN_FILE} belongs to another model; export the model again")
 
 
+def versions(folder: Path) -> list[int]:
+    """Return the versions of the model in `folder`, ascending: the subfolders named by a positive integer."""
+    if not folder.is_dir():
+        return []
+    entries = (entry for entry in folder.iterdir() if re.fullmatch(r"[1-9]\d{0,8}", entry.name))
+    return sorted(int(entry.name) for entry in entries if entry.is_dir())
+
+
 def read_manifest(path: Path, model_bytes: bytes) -> Manifest:
     """Parse an ONNX file, check its inputs and outputs against its manifest, and return the manifest.
 
@@ -227,6 +239,8 @@ def read_manifest(path: Path, model_bytes: bytes) -> Manifest:
     except Exception as error:  # noqa: BLE001 - protobuf and the checker raise types of their own
         reason = str(error).strip().partition("\n")[0]
         raise ArtifactError(f"{path} is not a sound ONNX file ({reason}); export the model again") from None
+    if external := next((one.name for one in _tensors(model.graph) if one.data_location == one.EXTERNAL), None):
+        raise ArtifactError(f"{path} keeps its weight {external} in another file; a model is one self-contained file")
     entries = {entry.key: entry.value for entry in model.metadata_props}
     if MANIFEST_KEY not in entries:
         raise ArtifactError(f"{path} has no foldserve manifest; only models that `foldserve` exported can be served")
@@ -238,6 +252,15 @@ def read_manifest(path: Path, model_bytes: bytes) -> Manifest:
         raise ArtifactError(f"{path}: manifest entry {where or 'JSON'}: {first['msg']}") from None
     _check_interface(path, model.graph, manifest)
     return manifest
+
+
+def _tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
+    """Yield every weight of a graph and of the graphs inside it."""
+    yield from graph.initializer
+    for attribute in (attribute for node in graph.node for attribute in node.attribute):
+        yield from (attribute.t, *attribute.tensors)
+        for inner in (attribute.g, *attribute.graphs):
+            yield from _tensors(inner)
 
 
 def _check_interface(path: Path, graph: onnx.GraphProto, manifest: Manifest) -> None:

@@ -70,7 +70,7 @@ class Batcher(Generic[Item, Result]):
         self._on_death = on_death
         self._clock = clock  # not the event loop's, which may tick in whole milliseconds
         self._queue: deque[Pending[Item, Result]] = deque()
-        self._arrival = asyncio.Condition()
+        self._sleepers: deque[asyncio.Future[None]] = deque()  # lanes that wait for work
         self._tasks: list[asyncio.Task[None]] = []
         self._executor: ThreadPoolExecutor | None = None
         self._idle_lanes = 0
@@ -89,11 +89,10 @@ class Batcher(Generic[Item, Result]):
 
     async def __aexit__(self, *_: object) -> None:
         self._draining = True
-        async with self._arrival:
-            self._arrival.notify_all()
+        self._wake_all()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         if self._executor is not None:
-            self._executor.shutdown()
+            self._executor.shutdown(wait=False)  # no lane is left that could use it
 
     @property
     def depth(self) -> int:
@@ -108,6 +107,17 @@ class Batcher(Generic[Item, Result]):
     @contextlib.contextmanager
     def admit(self, count: int) -> Iterator[None]:
         """Hold room for `count` items while they are prepared, queued and run. Raises QueueFull or NotReady at once."""
+        self.check_room(count)
+        self._admitted += count
+        try:
+            yield
+        finally:
+            self._admitted -= count
+            if self._draining and self._admitted == 0:
+                self._wake_all()
+
+    def check_room(self, count: int) -> None:
+        """Raise QueueFull or NotReady when `count` items would not be let in now."""
         if self._draining or self.failure is not None:
             raise NotReady("the service is shutting down", retry_after_s=1)
         if self._admitted + count > self._max_queue_size:
@@ -115,11 +125,6 @@ class Batcher(Generic[Item, Result]):
                 f"{self._admitted} images are waiting, the limit is {self._max_queue_size}",
                 retry_after_s=self.retry_after_s(),
             )
-        self._admitted += count
-        try:
-            yield
-        finally:
-            self._admitted -= count
 
     def retry_after_s(self) -> int:
         """Return how long today's backlog takes at the measured rate, in whole seconds."""
@@ -133,17 +138,35 @@ class Batcher(Generic[Item, Result]):
         """
         future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
         pending = Pending(item, future, self._clock(), deadline)
+        if self.failure is not None or all(task.done() for task in self._tasks):
+            raise NotReady("the service is shutting down", retry_after_s=1)
         self._queue.append(pending)
-        async with self._arrival:
-            self._arrival.notify()
+        self._wake_one()
         try:
             async with asyncio.timeout(deadline - self._clock()):
                 return await pending.future
         except TimeoutError:
             raise DeadlineExceeded("the deadline passed before the image could be answered") from None
 
+    @property
+    def _is_drained(self) -> bool:
+        return self._draining and not self._queue and self._admitted == 0
+
+    async def _sleep(self) -> None:
+        sleeper: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._sleepers.append(sleeper)
+        await sleeper
+
+    def _wake_one(self) -> None:
+        if self._sleepers:
+            self._sleepers.popleft().set_result(None)
+
+    def _wake_all(self) -> None:
+        while self._sleepers:
+            self._wake_one()
+
     async def _serve_lane(self) -> None:
-        while not (self._draining and not self._queue):
+        while not self._is_drained:
             batch = await self._next_batch()
             try:
                 await self._run(batch)
@@ -154,8 +177,8 @@ class Batcher(Generic[Item, Result]):
     async def _next_batch(self) -> list[Pending[Item, Result]]:
         self._idle_lanes += 1
         try:
-            async with self._arrival:
-                await self._arrival.wait_for(lambda: self._queue or self._draining)
+            while not self._queue and not self._is_drained:
+                await self._sleep()
             if self._max_queue_delay_s and len(self._queue) < self._max_batch_size and not self._draining:
                 await asyncio.sleep(self._max_queue_delay_s)
             return self._take(math.ceil(len(self._queue) / self._idle_lanes))
@@ -168,13 +191,16 @@ class Batcher(Generic[Item, Result]):
         now = self._clock()
         while self._queue and len(batch) < min(share, self._max_batch_size):
             pending = self._queue.popleft()
-            if pending.deadline <= now:
-                self._observer.dropped("deadline")
-            elif pending.future.done():
-                self._observer.dropped("cancelled")
-            else:
+            if self._is_wanted(pending, now):
                 batch.append(pending)
         return batch
+
+    def _is_wanted(self, pending: Pending[Item, Result], now: float) -> bool:
+        if pending.deadline <= now:
+            self._observer.dropped("deadline")
+        elif pending.future.done():
+            self._observer.dropped("cancelled")
+        return pending.deadline > now and not pending.future.done()
 
     async def _run(self, batch: list[Pending[Item, Result]]) -> None:
         if not batch:
@@ -202,7 +228,8 @@ class Batcher(Generic[Item, Result]):
     async def _run_alone(self, batch: list[Pending[Item, Result]], error: Exception) -> None:
         if len(batch) > 1:
             for one in batch:
-                await self._run([one])
+                if self._is_wanted(one, self._clock()):
+                    await self._run([one])
         elif not batch[0].future.done():
             failure = InferenceFailed("the model failed on this image")
             failure.__cause__ = error

@@ -8,7 +8,7 @@ import os
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, ValidationError, field_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from service.errors import ConfigurationError, nearest
@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 class Settings(BaseSettings):
     """Frozen settings of one service."""
 
-    model_config = SettingsConfigDict(env_prefix=ENVIRONMENT_PREFIX, frozen=True, extra="forbid")
+    model_config = SettingsConfigDict(env_prefix=ENVIRONMENT_PREFIX, frozen=True, extra="forbid", allow_inf_nan=False)
 
     models: Path = Field(Path("models"), description="folder of models, <name>/<version>/model.onnx")
     default_model: str | None = Field(
@@ -41,6 +41,7 @@ class Settings(BaseSettings):
     body_timeout_s: float = Field(10.0, gt=0, description="time a request body may take to arrive, seconds")
     drain_timeout_s: float = Field(30.0, ge=0, description="time that accepted work gets at shutdown, seconds")
     max_body_bytes: int = Field(20 * 2**20, ge=1, description="largest request body, bytes")
+    max_bytes_in_flight: int = Field(256 * 2**20, ge=1, description="bodies that arrive at once, all together, bytes")
     max_image_pixels: int = Field(50_000_000, ge=1, description="largest image by its header, pixels")
     max_images: int = Field(64, ge=1, description="most images in one request")
     decode_threads: int = Field(0, ge=0, description="images decoded at once [0: one per core]")
@@ -53,6 +54,15 @@ class Settings(BaseSettings):
     @classmethod
     def _split_formats(cls, value: object) -> object:
         return tuple(part.strip().upper() for part in value.split(",")) if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _one_request_fits(self) -> Self:
+        if self.max_images > self.max_queue_size:
+            raise ValueError(f"max_images ({self.max_images}) may not exceed max_queue_size ({self.max_queue_size})")
+        if self.max_body_bytes > self.max_bytes_in_flight:
+            limit = self.max_bytes_in_flight
+            raise ValueError(f"max_body_bytes ({self.max_body_bytes}) may not exceed max_bytes_in_flight ({limit})")
+        return self
 
     @classmethod
     def load(cls, **flags: Any) -> Self:
@@ -83,6 +93,9 @@ def _warn_about_unknown_variables(fields: Any) -> None:
 def _explain(error: ValidationError, flags: dict[str, Any]) -> str:
     lines = []
     for problem in error.errors():
+        if not problem["loc"]:  # about several settings together
+            lines.append(str(problem["msg"]).removeprefix("Value error, "))
+            continue
         name = str(problem["loc"][0])
         where = f"--{name.replace('_', '-')}" if name in flags else ENVIRONMENT_PREFIX + name.upper()
         lines.append(f"{where} = {problem['input']}: {problem['msg'][0].lower()}{problem['msg'][1:]}")

@@ -6,9 +6,10 @@ loading → ready → draining, or failed.
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, contextmanager
 from typing import Literal
 
 import numpy as np
@@ -17,7 +18,16 @@ from numpy.typing import NDArray
 from service.batching import Batcher
 from service.config import Settings, cpu_count
 from service.engine import Device, OpenEngine, choose_device
-from service.errors import FoldserveError, InferenceFailed, MalformedRequest, ModelNotFound, NotReady, ServiceError
+from service.errors import (
+    DeadlineExceeded,
+    FoldserveError,
+    InferenceFailed,
+    MalformedRequest,
+    ModelNotFound,
+    NotReady,
+    QueueFull,
+    ServiceError,
+)
 from service.metrics import Metrics, ModelMetrics
 from service.preprocessing import Accepted, decode, open_formats
 from service.repository import Model, Repository
@@ -47,6 +57,10 @@ class Classifier:
         self._decoders = decoders
         self._accepted = accepted
 
+    def check_room(self) -> None:
+        """Raise QueueFull or NotReady when not even one image would be let in: before a body is read for nothing."""
+        self._batcher.check_room(1)
+
     async def classify(self, encoded: Sequence[bytes], *, deadline: float) -> list[Outcome]:
         """Return for each image its logits (classes,), or the error that is its own; the others are not touched by it.
 
@@ -56,16 +70,25 @@ class Classifier:
             return list(await asyncio.gather(*(self._classify_one(data, deadline) for data in encoded)))
 
     async def _classify_one(self, encoded: bytes, deadline: float) -> Outcome:
+        loop = asyncio.get_running_loop()
         try:
-            loop = asyncio.get_running_loop()
-            pixels = await loop.run_in_executor(self._decoders, self._decode, encoded)
+            async with asyncio.timeout(deadline - time.monotonic()):
+                pixels = await loop.run_in_executor(self._decoders, self._decode, encoded, deadline)
             return await self._batcher.submit(pixels, deadline=deadline)
-        except ServiceError as error:
-            if isinstance(error, InferenceFailed):
-                logger.error("%s: %s", error, error.__cause__)
+        except TimeoutError:
+            return DeadlineExceeded("the deadline passed before the image was decoded")
+        except InferenceFailed as error:
+            logger.error("%s: %s", error, error.__cause__)
             return error
+        except ServiceError as error:
+            return error
+        except Exception:  # a lone surprise must neither fail its neighbours nor outlive their admission
+            logger.exception("an image failed in a way that nobody foresaw")
+            return InferenceFailed("the service failed on this image; its log says why")
 
-    def _decode(self, encoded: bytes) -> Pixels:
+    def _decode(self, encoded: bytes, deadline: float) -> Pixels:
+        if time.monotonic() >= deadline:  # it waited for a thread until nobody waited for it
+            raise DeadlineExceeded("the deadline passed before the image was decoded")
         with self.metrics.timed("decode"):
             return decode(encoded, self.model.manifest.preprocessing, self._accepted)
 
@@ -83,11 +106,13 @@ class Service:
         self.settings = settings
         self.metrics = metrics
         self.status: Status = "loading"
+        self.is_stuck = False  # True when a run outlived the drain: its thread cannot be ended
         self.device: Device | None = None
         self.accepted = Accepted(open_formats(settings.formats), settings.max_image_pixels)
         self._open_engine = open_engine
         self._on_failure = on_failure
         self._classifiers: dict[str, Classifier] = {}
+        self._bytes_in_flight = 0
         self._resources = AsyncExitStack()
 
     @property
@@ -114,7 +139,23 @@ class Service:
         if self.status != "failed":
             self.status = "draining"
         self.metrics.ready(False)
-        await self._resources.aclose()
+        try:
+            async with asyncio.timeout(self.settings.drain_timeout_s):
+                await self._resources.aclose()
+        except TimeoutError:
+            self.is_stuck = True
+            logger.error("a run did not end within %g s; giving it up", self.settings.drain_timeout_s)
+
+    @contextmanager
+    def receiving(self, expected_bytes: int) -> Iterator[None]:
+        """Hold room for a request body while it arrives. Raises QueueFull when the bodies in arrival are too many."""
+        if self._bytes_in_flight + expected_bytes > self.settings.max_bytes_in_flight:
+            raise QueueFull("too many request bodies are arriving at once", retry_after_s=1)
+        self._bytes_in_flight += expected_bytes
+        try:
+            yield
+        finally:
+            self._bytes_in_flight -= expected_bytes
 
     def models(self) -> list[Model]:
         """Return what is served, by name."""
@@ -123,7 +164,8 @@ class Service:
     def classifier(self, name: str | None = None, version: int | None = None) -> Classifier:
         """Return the classifier of a model, by default the only one or `default_model`.
 
-        Raises NotReady, ModelNotFound, or MalformedRequest when a name is needed.
+            Raises NotReady,
+        QueueFull, ModelNotFound, or MalformedRequest when a name is needed.
         """
         if not self.is_ready:
             raise NotReady(f"the service is {self.status}", retry_after_s=1)
@@ -148,7 +190,7 @@ class Service:
                 f"default_model {settings.default_model} is not in {settings.models}: {', '.join(names)}"
             )
         decoders = ThreadPoolExecutor(settings.decode_threads or cpu_count(), thread_name_prefix="decode")
-        self._resources.callback(decoders.shutdown)
+        self._resources.push_async_callback(asyncio.to_thread, decoders.shutdown)
         for name in names:
             model = await asyncio.to_thread(repository.load, name, self.device)
             logger.info(
@@ -168,7 +210,7 @@ class Service:
         settings = self.settings
         metrics = self.metrics.model(model.name, model.version, model.form, model.digest)
         batcher: Batcher[Pixels, Logits] = Batcher(
-            lambda items: _run_finite(model, items),
+            lambda items: list(model.run(np.stack(items))),  # (N, K) → N times (K,)
             observer=metrics,
             max_batch_size=settings.max_batch_size,
             max_queue_size=settings.max_queue_size,
@@ -185,10 +227,3 @@ class Service:
         self.metrics.ready(False)
         if self._on_failure is not None:
             self._on_failure(error)
-
-
-def _run_finite(model: Model, items: Sequence[Pixels]) -> list[Logits]:
-    logits = model.engine.run(np.stack(items))
-    if not np.isfinite(logits).all():  # JSON has no NaN, and no label follows from one
-        raise InferenceFailed(f"model {model.name} gave logits that are not finite")
-    return list(logits)  # (N, K) → N times (K,)

@@ -6,7 +6,9 @@ Training, evaluation and serving all decode here, so that a model meets the pixe
 """
 
 import io
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal, Self
 
 import numpy as np
@@ -30,6 +32,7 @@ UPRIGHT = {
     8: Image.Transpose.ROTATE_90,
 }
 DIRECT_MODES = frozenset({"1", "L", "P", "RGB", "RGBA", "LA", "PA", "RGBX", "RGBa", "La", "CMYK", "YCbCr", "HSV"})
+STRIP_PIXELS = 2**20
 SIXTEEN_BIT_MODES = frozenset({"I", "I;16", "I;16L", "I;16B", "I;16N"})
 
 
@@ -150,23 +153,42 @@ def _upright(image: Image.Image) -> Image.Image:
 
 def _to_eight_bits(image: Image.Image) -> Image.Image:
     if image.mode in SIXTEEN_BIT_MODES:
-        values = np.asarray(image).astype(np.int64)
-        if values.min() < 0 or values.max() > 65535:
-            raise InvalidImage("the image has 32-bit pixels; send 8 or 16 bits per channel")
-        return Image.fromarray(((values + 128) // 257).astype(np.uint8))  # 65535 / 255 = 257: scaled, never clipped
+        return _in_strips(image, "L", _scale_to_eight_bits)
     if image.mode not in DIRECT_MODES:
         raise InvalidImage(f"pixels of mode {image.mode} are not supported; send 8 or 16 bits per channel")
     return image
 
 
+def _scale_to_eight_bits(strip: Image.Image) -> Image.Image:
+    values = np.asarray(strip).astype(np.int64)
+    if values.min() < 0 or values.max() > 65535:
+        raise InvalidImage("the image has 32-bit pixels; send 8 or 16 bits per channel")
+    return Image.fromarray(((values + 128) // 257).astype(np.uint8))  # 65535 / 255 = 257: scaled, never clipped
+
+
 def _to_mode(image: Image.Image, spec: Preprocessing) -> Image.Image:
     if image.has_transparency_data and spec.alpha != "drop":
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, spec.alpha), image)
+        return _in_strips(image, spec.mode, partial(_flatten, background=spec.alpha))
     if image.mode == spec.mode:
         return image
     # CMYK and palettes reach gray only through RGB
     return image.convert("RGB").convert(spec.mode)
+
+
+def _flatten(strip: Image.Image, background: str) -> Image.Image:
+    strip = strip.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", strip.size, background), strip).convert("RGB")
+
+
+def _in_strips(image: Image.Image, mode: str, change: Callable[[Image.Image], Image.Image]) -> Image.Image:
+    """Return the image changed strip by strip: changed whole, 50 million pixels would cost most of a gigabyte."""
+    result = Image.new(mode, image.size)
+    rows = max(1, STRIP_PIXELS // image.width)
+    for top in range(0, image.height, rows):
+        strip = image.crop((0, top, image.width, min(top + rows, image.height)))
+        strip.info = image.info  # a palette's transparency lies there
+        result.paste(change(strip).convert(mode), (0, top))
+    return result
 
 
 def _resize(image: Image.Image, spec: Preprocessing) -> Image.Image:
@@ -185,8 +207,7 @@ def _centre(size: tuple[int, int], spec: Preprocessing) -> tuple[float, float, f
     Resizing this part alone gives what resizing all and cropping would, without the memory that a panorama would cost.
     """
     assert spec.resize_to is not None
-    scale = spec.resize_to / min(size)
-    resized = [max(1, int(side * scale)) for side in size]
+    resized = [side * spec.resize_to // min(size) for side in size]  # in integers, so that the shorter one is exact
     crop = (spec.size[1], spec.size[0])
     first = [round((whole - part) / 2) for whole, part in zip(resized, crop, strict=True)]
     left, top = (start * side / whole for start, side, whole in zip(first, size, resized, strict=True))

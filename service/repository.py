@@ -1,18 +1,14 @@
 """The model repository on disk, models/<name>/<version>/: list it, load from it. Knows no queue and no web."""
 
-import re
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from service.artifact import Artifact, Form, Manifest
+from service.artifact import MODEL_NAME, Artifact, Form, Manifest, versions
 from service.engine import Device, Engine, OpenEngine
-from service.errors import ArtifactError, ServiceError
-from service.preprocessing import decode
-
-MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+from service.errors import ArtifactError, InferenceFailed
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,12 +24,11 @@ class Model:
     golden_images: int
     golden_difference: float
 
-    def classify_alone(self, encoded: bytes) -> NDArray[np.float32] | ServiceError:
-        """Return the logits (classes,) of one image file, run by itself, or the error that is its own."""
-        try:
-            logits: NDArray[np.float32] = self.engine.run(decode(encoded, self.manifest.preprocessing)[np.newaxis])[0]
-        except ServiceError as error:
-            return error
+    def run(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Return logits (N, classes) for images (N, height, width, channels). Raises InferenceFailed at NaN and Inf."""
+        logits = self.engine.run(images)
+        if not np.isfinite(logits).all():  # JSON has no NaN, and no label follows from one
+            raise InferenceFailed(f"model {self.name} gave logits that are not finite")
         return logits
 
 
@@ -72,14 +67,6 @@ class Repository:
         return Model(
             name, version, artifact.form, artifact.digest, artifact.manifest, engine, golden_images, difference
         )
-
-
-def versions(folder: Path) -> list[int]:
-    """Return the versions of the model in `folder`, ascending: the subfolders named by a positive integer."""
-    if not folder.is_dir():
-        return []
-    entries = (entry for entry in folder.iterdir() if re.fullmatch(r"[1-9]\d{0,8}", entry.name))
-    return sorted(int(entry.name) for entry in entries if entry.is_dir())
 
 
 def _check(artifact: Artifact, engine: Engine) -> float:

@@ -3,6 +3,8 @@
 import contextlib
 import ctypes
 import logging
+import math
+import os
 import signal
 import socket
 
@@ -37,7 +39,7 @@ def serve(settings: Settings) -> None:
             log_config=None,
             access_log=False,
             server_header=False,
-            timeout_graceful_shutdown=round(settings.drain_timeout_s),
+            timeout_graceful_shutdown=math.ceil(settings.drain_timeout_s),
         )
     )
     _give_memory_back()
@@ -46,6 +48,9 @@ def serve(settings: Settings) -> None:
     logger.info("listening on http://%s:%d (API at /docs); loading %s", host, port, settings.models)
     with contextlib.suppress(KeyboardInterrupt):  # uvicorn drains first and raises it again after
         server.run(sockets=[listener])
+    if app.state.service.is_stuck:
+        logging.shutdown()
+        os._exit(1)  # a thread that hangs in native code can be ended no other way
     if failures:
         raise failures[0]
     logger.info("drained and stopped")

@@ -56,6 +56,7 @@ def model_card(manifest: Manifest, digest: str, folder: Path) -> str:
 
 
 def _fold_row(record: FoldRecord) -> tuple[str, ...]:
+    largest = max(record.weight_max, record.bias_max)
     error = "not measured" if record.error is None else f"{record.error:.1e}"
     return (
         record.norm,
@@ -63,7 +64,7 @@ def _fold_row(record: FoldRecord) -> tuple[str, ...]:
         record.kind,
         f"{record.scale_min:.3g} … {record.scale_max:.3g}",
         f"{record.weight_max:.3g}",
-        f"{FLOAT16_MAX / max(record.weight_max, record.bias_max):,.0f} ×",
+        f"{FLOAT16_MAX / largest:,.0f} ×" if largest else "all 0",
         error,
     )
 

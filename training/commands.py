@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 from training.config import TrainConfig, calm_idle_threads, parse_assignments, read_config_file
+from training.errors import UsageError
 from training.presets import PRESETS, preset
 
 RUNS = Path("runs")
@@ -54,6 +55,10 @@ def _config(arguments: argparse.Namespace) -> TrainConfig:
 
 
 def _train(arguments: argparse.Namespace) -> int:
+    if arguments.resume and (arguments.assignments or arguments.config or arguments.overwrite):
+        raise UsageError(
+            "--resume continues with the run's own configuration; leave out --set, --config and --overwrite"
+        )
     config = _config(arguments)
     run = arguments.out or RUNS / arguments.preset
     calm_idle_threads()
@@ -76,9 +81,10 @@ def _train(arguments: argparse.Namespace) -> int:
 
 
 def _export(arguments: argparse.Namespace) -> int:
-    from training.export import export
+    from training.export import check_name, export
     from training.run import load_run
 
+    check_name(arguments.name)  # before the data set is read
     exported = export(load_run(arguments.run_folder, arguments.data_dir), arguments.models, arguments.name)
     print(f"wrote {exported.folder} ({exported.bytes / 1e6:.2f} MB, sha256 {exported.digest[:12]}…)")
     print(f"next: foldserve serve --models {arguments.models}")

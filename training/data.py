@@ -148,13 +148,23 @@ def _load_digits(config: TrainConfig) -> Dataset:
 
 def find_idx(name: str, source: IdxSource, folders: list[Path], *, download: bool) -> Path:
     """Return the first folder that holds the set's four files, packed or not; download them where allowed."""
-    for folder in [folder / name for folder in folders] + folders:
+    for folder in [folder / name for folder in folders] + [folder for folder in folders if _holds(folder, source)]:
         if all(_file_of(folder, stem) for stem in source.sha256):
             return folder
     if download:
         return _download(name, source)
     looked = ", ".join(str(folder / name) for folder in folders)
     raise DataError(f"{name} is not in {looked}; name its folder with --data-dir, or add --download")
+
+
+def _holds(folder: Path, source: IdxSource) -> bool:
+    """True when files that lie in a shared folder are this set's: every IDX set uses the same names."""
+    stem = next(stem for stem in source.sha256 if "labels" in stem)
+    path = _file_of(folder, stem)
+    try:
+        return path is not None and read_idx(path, source.sha256[stem]) is not None
+    except DataError:
+        return False
 
 
 def read_idx(path: Path, sha256: str | None = None) -> NDArray[np.uint8]:

@@ -5,10 +5,10 @@
 The unfolded network in float64 is the measure of everything.
 """
 
+import contextlib
 import logging
-import os
-import re
 import shutil
+import tempfile
 import warnings
 from collections.abc import Callable
 from contextlib import contextmanager
@@ -27,16 +27,19 @@ from service.artifact import (
     INPUT_NAME,
     MANIFEST_KEY,
     MODEL_FILE,
+    MODEL_NAME,
     OUTPUT_NAME,
     Artifact,
     Golden,
     Manifest,
     Parity,
+    versions,
 )
 from service.engine import Engine, choose_device, open_engine
 from service.errors import ArtifactError
 from service.preprocessing import Preprocessing, decode, encode_png
 from training import card, parity
+from training.checkpoint import write_atomically
 from training.errors import ExportRefused, UsageError
 from training.folding.modules import Folded, fold, verify
 from training.loop import Normalize
@@ -47,7 +50,6 @@ OPSET = 20
 GOLDEN_IMAGES = 16
 GOLDEN_ROOM = 4  # the golden tolerance is this many times the largest difference seen at export
 VERIFIED_IMAGES = 256
-MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,8 +82,7 @@ def export(trained: Trained, models: Path, name: str, *, say: Callable[[str], No
 
     Raises UsageError for a bad name, NotFoldable, or ExportRefused; then nothing was written.
     """
-    if not MODEL_NAME.fullmatch(name):
-        raise UsageError(f"--name {name}: use letters, digits, dots, dashes and underscores, at most 100")
+    check_name(name)
     images = real_images(trained)
     folded = _fold(trained, images)
     say(card.fold_table(folded.folds, folded.kept))
@@ -96,6 +97,12 @@ def export(trained: Trained, models: Path, name: str, *, say: Callable[[str], No
     onnx.checker.check_model(model, full_check=True)
     golden = _golden(images, wanted, seen, manifest.preprocessing)
     return _write(models, name, manifest, model.SerializeToString(), golden)
+
+
+def check_name(name: str) -> None:
+    """Raise UsageError for a name that cannot be a model's."""
+    if not MODEL_NAME.fullmatch(name):
+        raise UsageError(f"--name {name}: use letters, digits, dots, dashes and underscores, at most 100")
 
 
 def real_images(trained: Trained) -> NDArray[np.uint8]:
@@ -201,11 +208,15 @@ def _golden(images: NDArray[np.uint8], wanted: parity.Reference, seen: Parity, s
 def _write(models: Path, name: str, manifest: Manifest, model_bytes: bytes, golden: Golden) -> Exported:
     """Write a hidden folder, read it back as the service will, then rename it: whole or not at all."""
     parent = models / name
-    partial = parent / f".partial-{os.getpid()}"
     try:
-        partial.mkdir(parents=True)
-        (partial / MODEL_FILE).write_bytes(model_bytes)
-        (partial / GOLDEN_FILE).write_bytes(golden.to_bytes())
+        parent.mkdir(parents=True, exist_ok=True)
+        partial = Path(tempfile.mkdtemp(prefix=".partial-", dir=parent))
+    except OSError as error:
+        raise ExportRefused(f"{parent} cannot be written: {error.strerror}") from None
+    try:
+        partial.chmod(0o755)  # a temporary folder is its maker's alone; a service may run as somebody else
+        write_atomically(partial / MODEL_FILE, model_bytes)
+        write_atomically(partial / GOLDEN_FILE, golden.to_bytes())
         artifact = Artifact.load(partial)
         _check_as_served(artifact, open_engine(artifact.model_bytes, choose_device("cpu")))
         folder = _next_version(parent)
@@ -215,6 +226,8 @@ def _write(models: Path, name: str, manifest: Manifest, model_bytes: bytes, gold
         raise ExportRefused(f"{parent} cannot be written: {error.strerror}") from None
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            parent.rmdir()  # only where nothing is in it
     assert manifest.parity is not None
     return Exported(folder, manifest, manifest.parity, artifact.digest, len(model_bytes))
 
@@ -227,5 +240,4 @@ def _check_as_served(artifact: Artifact, engine: Engine) -> None:
 
 
 def _next_version(parent: Path) -> Path:
-    present = [int(folder.name) for folder in parent.iterdir() if re.fullmatch(r"[1-9]\d{0,8}", folder.name)]
-    return parent / str(max(present, default=0) + 1)
+    return parent / str(max(versions(parent), default=0) + 1)

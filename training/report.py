@@ -1,6 +1,7 @@
 """What a run leaves for people and tools: `metrics.csv`, TensorBoard's event files, `result.json`."""
 
 import csv
+import io
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -60,12 +61,14 @@ class Recorder:
 def recorder(run: Path, last_epoch: int) -> Iterator[Recorder]:
     """Open the run's records after `last_epoch`, 0 for a new run; rows beyond it, of a run cut short, are dropped."""
     path = run / METRICS_FILE
-    kept = [row for row in read_metrics(path) if row.epoch <= last_epoch]
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, [field.name for field in fields(EpochRow)])
-        writer.writeheader()
-        writer.writerows(asdict(row) for row in kept)
-        file.flush()
+    names = [field.name for field in fields(EpochRow)]
+    kept = io.StringIO(newline="")
+    writer = csv.DictWriter(kept, names)
+    writer.writeheader()
+    writer.writerows(asdict(row) for row in read_metrics(path) if row.epoch <= last_epoch)
+    write_atomically(path, kept.getvalue().encode())
+    with path.open("a", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, names)
         with SummaryWriter(str(run), purge_step=last_epoch + 1) as events:
             yield Recorder(writer, file.flush, events)
 

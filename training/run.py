@@ -86,10 +86,10 @@ def train(
         _prepare_folder(run, config, overwrite=overwrite)  # once nothing is left that could refuse the configuration
     model.to(device, torch.float32, memory_format=torch.channels_last)  # type: ignore[call-overload] # not in the stubs
     say(_opening_line(config, dataset, model, device))
-    facts = _fit(model, dataset, config, run, device)
-    load_checkpoint(run / BEST_FILE, model[1])
+    seconds = _fit(model, dataset, config, run, device).seconds
+    facts, _ = load_checkpoint(run / BEST_FILE, model[1])  # what is described below is what this file holds
     test = evaluate(model, Batches.on(device, dataset.test))
-    result = _result(config, dataset, facts, test.accuracy, device)
+    result = _result(config, dataset, facts, seconds, test.accuracy, device)
     write_result(run, result)
     return result
 
@@ -131,7 +131,7 @@ def pixel_statistics(dataset: Dataset) -> PixelStatistics:
 
 
 def _prepare_folder(run: Path, config: TrainConfig, *, overwrite: bool) -> None:
-    if (run / LAST_FILE).exists():
+    if any((run / name).exists() for name in (BEST_FILE, LAST_FILE, RESULT_FILE)):
         if not overwrite:
             raise RunError(f"{run} already holds a run; give --resume to continue it, --overwrite, or another --out")
         for path in [*(run / name for name in RUN_FILES), *run.glob("events.out.tfevents.*")]:
@@ -157,6 +157,8 @@ def _fit(model: nn.Sequential, dataset: Dataset, config: TrainConfig, run: Path,
     if (run / LAST_FILE).exists():
         facts, tensors = load_checkpoint(run / LAST_FILE, network)
         restore_optimizer(optimizer, tensors)
+    else:
+        (run / BEST_FILE).unlink(missing_ok=True)  # of an epoch that never counted
     training, validation = Batches.on(device, dataset.training), Batches.on(device, dataset.validation)
     per_epoch = steps_per_epoch(len(training), config) * config.batch_size
     with (
@@ -222,7 +224,7 @@ def _opening_line(config: TrainConfig, dataset: Dataset, model: nn.Module, devic
 
 
 def _result(
-    config: TrainConfig, dataset: Dataset, facts: Facts, test_accuracy: float, device: torch.device
+    config: TrainConfig, dataset: Dataset, facts: Facts, seconds: float, test_accuracy: float, device: torch.device
 ) -> dict[str, Any]:
     return {
         "dataset": dataset.name,
@@ -230,11 +232,11 @@ def _result(
         "architecture": config.architecture,
         "seed": config.seed,
         "epochs": config.epochs,
-        "best_epoch": facts.best_epoch,
-        "validation_accuracy": facts.best_validation_accuracy,
+        "best_epoch": facts.epoch,
+        "validation_accuracy": facts.validation_accuracy,
         "test_accuracy": test_accuracy,
         "test_images": len(dataset.test),
-        "seconds": round(facts.seconds, 1),
+        "seconds": round(seconds, 1),
         "precision": choose_precision(config.precision, device),
         "device": torch.cuda.get_device_name() if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads",
         "versions": {
@@ -248,11 +250,15 @@ def _result(
 
 
 def _commit() -> str | None:
-    """Return the commit of this source tree, or None where it is not in git."""
+    """Return the commit of this source tree, marked where it was changed since, or None where it is not in git."""
     git = shutil.which("git")
-    if git is None:
+    if git is None or not (Path(__file__).parent.parent / ".git").exists():
         return None
     answer = subprocess.run(  # noqa: S603 - fixed words
-        [git, "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True, check=False
+        [git, "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
+        cwd=Path(__file__).parent,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     return answer.stdout.strip() if answer.returncode == 0 else None

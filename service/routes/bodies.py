@@ -55,6 +55,12 @@ async def read_uploads(request: Request, settings: Settings) -> list[Upload]:
     return uploads
 
 
+def expected_bytes(request: Request, settings: Settings) -> int:
+    """Return how many bytes the body will have at most: its announced length, or the limit where it announces none."""
+    length = request.headers.get("content-length", "")
+    return min(int(length), settings.max_body_bytes) if length.isdecimal() else settings.max_body_bytes
+
+
 async def _read_body(request: Request, settings: Settings) -> bytes:
     encoding = request.headers.get("content-encoding", "identity").lower()
     if encoding != "identity":
@@ -103,7 +109,14 @@ async def _uploads_of(form: FormData) -> list[Upload]:
     return [Upload(part.filename, await part.read()) for _, part in parts]
 
 
-async def _from_json(_: Request, body: bytes, __: Settings) -> list[Upload]:
+async def _from_json(_: Request, body: bytes, settings: Settings) -> list[Upload]:
+    # Base64 has no comma and a data URL has one, so this bounds the images before any object is made of them.
+    if body.count(b",") > 2 * settings.max_images:
+        raise TooLarge(f"more than {settings.max_images} images in one request")
+    return await asyncio.to_thread(_parse_json, body)  # 20 MiB of base64 take a while
+
+
+def _parse_json(body: bytes) -> list[Upload]:
     try:
         images = ImagesBody.model_validate_json(body).images
     except ValidationError as error:

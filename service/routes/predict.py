@@ -12,7 +12,7 @@ from service.errors import AllImagesFailed, ServiceError
 from service.inference import Classifier, Outcome
 from service.problems import slug
 from service.routes import ServiceDependency
-from service.routes.bodies import read_uploads
+from service.routes.bodies import expected_bytes, read_uploads
 from service.routes.connection import while_connected
 from service.schemas import ImagesBody, PredictBody, PredictQuery
 
@@ -38,8 +38,10 @@ async def predict(request: Request, query: Annotated[PredictQuery, Query()], ser
     """Label one image or several: a raw body, multipart parts named `file`, or base64 in JSON."""
     classifier = service.classifier(query.model, query.version)
     deadline = time.monotonic() + service.settings.request_timeout_s
+    classifier.check_room()
     started = perf_counter()
-    uploads = await read_uploads(request, service.settings)
+    with service.receiving(expected_bytes(request, service.settings)):
+        uploads = await read_uploads(request, service.settings)
     classifier.metrics.observe("read", perf_counter() - started)
     work = classifier.classify([upload.encoded for upload in uploads], deadline=deadline)
     outcomes = await while_connected(request, work)

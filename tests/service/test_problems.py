@@ -143,7 +143,7 @@ def test_429_with_a_retry_after_when_the_queue_is_full(models):
     engines = Engines()
 
     async def scenario():
-        async with running(small(models, max_queue_size=2), engines) as client:
+        async with running(small(models, max_queue_size=2, max_images=2), engines) as client:
             engines.opened[0].close_gate()
             waiting = [asyncio.create_task(client.post("/predict", content=content)) for content in FILES[:2]]
             app = client._transport.app

@@ -1,13 +1,20 @@
 """models/<name>/<version>/: what is found there, which version wins, and what is refused."""
 
 import shutil
+from dataclasses import replace
 
+import numpy as np
 import pytest
-from support import CPU, TinyModel, encode, photo
+from support import CPU, TinyModel
 
 from service.engine import open_engine
-from service.errors import ArtifactError, UnsupportedFormat
+from service.errors import ArtifactError, InferenceFailed
 from service.repository import Repository, versions
+
+
+class NotFinite:
+    def run(self, images):
+        return np.array([[0.0, np.nan, 1.0]], np.float32)
 
 
 @pytest.fixture
@@ -96,8 +103,8 @@ def test_a_loaded_model_knows_what_its_golden_images_showed(repository):
     assert 0 < model.golden_difference <= TinyModel().golden().tolerance
 
 
-def test_an_image_is_classified_alone_or_gets_its_own_error(repository):
+def test_logits_that_are_not_finite_are_never_handed_on(repository):
     model = repository.load("gray", CPU)
 
-    assert model.classify_alone(encode(photo(), "PNG")).shape == (3,)
-    assert isinstance(model.classify_alone(b"hello"), UnsupportedFormat)
+    with pytest.raises(InferenceFailed, match="not finite"):
+        replace(model, engine=NotFinite()).run(np.zeros((1, 8, 8, 1), np.uint8))
