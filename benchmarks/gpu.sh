@@ -37,8 +37,13 @@ from service.repository import Repository
 model = Repository(Path("models"), open_engine).load("mnist", choose_device("cuda"))
 print(f"{model.golden_images} golden images, largest difference {model.golden_difference:.2g}")
 PYTHON
+    step "the committed model, ResNet-18 and -50 certify on CUDA; what that costs" \
+        "$PYTHON" benchmarks/independence.py --device cuda
+    # The workspace is the service's own; TF32 stays open in the environment, for the table tries it on and off.
+    step "bit-classes of batch sizes 1 to 64 on CUDA, by search, TF32 and layout" \
+        env -u NVIDIA_TF32_OVERRIDE CUBLAS_WORKSPACE_CONFIG=:16:8 "$PYTHON" benchmarks/independence.py --cuda-classes
 else
-    skipped+=("serving on CUDA: this onnxruntime has no CUDA provider")
+    skipped+=("serving, certifying and bit-classes on CUDA: this onnxruntime has no CUDA provider")
 fi
 
 printf '\nproved:\n'; printf '  %s\n' "${proved[@]:-nothing}"

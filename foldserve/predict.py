@@ -12,7 +12,7 @@ from service.errors import FoldserveError
 if TYPE_CHECKING:
     import httpx
 
-    from service.inference import Outcome
+    from service.classifier import Outcome
     from service.repository import Model
 
 TIMEOUT_S = 30.0
@@ -78,14 +78,15 @@ def _run_here(arguments: argparse.Namespace, encoded: list[tuple[str, bytes]]) -
 
 
 def _classify(model: "Model", encoded: bytes) -> "Outcome":
+    from service.classifier import Answered
     from service.errors import ServiceError
     from service.preprocessing import decode
 
     try:
-        logits: Outcome = model.run(decode(encoded, model.manifest.preprocessing)[None])[0]  # alone: (1, H, W, C)
+        pixels = decode(encoded, model.manifest.preprocessing)
+        return Answered(pixels, model.run(pixels[None])[0])  # alone: (1, H, W, C) → (1, K)
     except ServiceError as error:
         return error
-    return logits
 
 
 def _ask_server(arguments: argparse.Namespace, encoded: list[tuple[str, bytes]]) -> dict[str, Any]:

@@ -20,8 +20,8 @@ from service.engine import OpenEngine, open_engine
 from service.errors import BodyTooSlow, MalformedRequest, RetryLater, ServiceError, TooLarge
 from service.inference import Service
 from service.metrics import Metrics
-from service.routes import models, operations, page, predict
-from service.schemas import PredictQuery, Problem
+from service.routes import models, operations, page, predict, verify
+from service.schemas import Problem
 
 LINGER_S = 1.0  # how long a refused body is read and thrown away, so that its sender gets to read the answer
 DESCRIPTION = "Image classification whose answers do not depend on what else is in the batch."
@@ -51,7 +51,7 @@ def create_app(
     )
     app.state.service = service
     app.add_middleware(_CountRequests, metrics=metrics)
-    for routes in (predict, models, operations, page):
+    for routes in (predict, verify, models, operations, page):
         app.include_router(routes.router)
     app.mount("/page", page.files)
     app.add_exception_handler(ServiceError, _answer_service_error)
@@ -71,6 +71,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     service: Service = app.state.service
     loading = asyncio.create_task(service.start())
     yield
+    service.begin_drain()
     loading.cancel()
     await asyncio.gather(loading, return_exceptions=True)
     await service.stop()
@@ -130,7 +131,7 @@ async def _answer_wrong_parameter(request: Request, error: Exception) -> Respons
     assert isinstance(error, RequestValidationError)
     first = error.errors()[0]
     name = ".".join(str(part) for part in first["loc"][1:])
-    known = ", ".join(PredictQuery.model_fields)
+    known = ", ".join(_parameters_of(request)) or "none"
     detail = f"{first['loc'][0]} parameter {name}: {first['msg']}; known parameters are {known}"
     return await _answer_service_error(request, MalformedRequest(detail))
 
@@ -148,6 +149,12 @@ async def _answer_http_error(request: Request, error: Exception) -> Response:
     status = error.status_code
     document = problems.document_of(status, names.get(status, "http-error"), details.get(status, str(error.detail)))
     return _respond(document, headers)
+
+
+def _parameters_of(request: Request) -> list[str]:
+    path = getattr(request.scope.get("route"), "path", "")
+    operation = request.app.openapi()["paths"].get(path, {}).get(request.method.lower(), {})
+    return [parameter["name"] for parameter in operation.get("parameters", [])]
 
 
 def _methods_at(request: Request) -> list[str]:

@@ -9,7 +9,7 @@
 import hashlib
 import io
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -239,8 +239,11 @@ def read_manifest(path: Path, model_bytes: bytes) -> Manifest:
     except Exception as error:  # noqa: BLE001 - protobuf and the checker raise types of their own
         reason = str(error).strip().partition("\n")[0]
         raise ArtifactError(f"{path} is not a sound ONNX file ({reason}); export the model again") from None
-    if external := next((one.name for one in _tensors(model.graph) if one.data_location == one.EXTERNAL), None):
-        raise ArtifactError(f"{path} keeps its weight {external} in another file; a model is one self-contained file")
+    external = [one.name or "without a name" for one in _weights(model) if one.data_location == one.EXTERNAL]
+    if external:
+        raise ArtifactError(
+            f"{path} keeps its weight {external[0]} in another file; a model is one self-contained file"
+        )
     entries = {entry.key: entry.value for entry in model.metadata_props}
     if MANIFEST_KEY not in entries:
         raise ArtifactError(f"{path} has no foldserve manifest; only models that `foldserve` exported can be served")
@@ -254,13 +257,27 @@ def read_manifest(path: Path, model_bytes: bytes) -> Manifest:
     return manifest
 
 
-def _tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
-    """Yield every weight of a graph and of the graphs inside it."""
+def _weights(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
+    """Yield every tensor that the file stores: in its graph, in the graphs inside it, and in its functions."""
+    yield from _weights_of_graph(model.graph)
+    for function in model.functions:
+        yield from _weights_of_nodes(function.node)
+
+
+def _weights_of_graph(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
     yield from graph.initializer
-    for attribute in (attribute for node in graph.node for attribute in node.attribute):
+    for sparse in graph.sparse_initializer:
+        yield from (sparse.values, sparse.indices)
+    yield from _weights_of_nodes(graph.node)
+
+
+def _weights_of_nodes(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.TensorProto]:
+    for attribute in (attribute for node in nodes for attribute in node.attribute):
         yield from (attribute.t, *attribute.tensors)
-        for inner in (attribute.g, *attribute.graphs):
-            yield from _tensors(inner)
+        for sparse in (attribute.sparse_tensor, *attribute.sparse_tensors):
+            yield from (sparse.values, sparse.indices)
+        for graph in (attribute.g, *attribute.graphs):
+            yield from _weights_of_graph(graph)
 
 
 def _check_interface(path: Path, graph: onnx.GraphProto, manifest: Manifest) -> None:

@@ -26,6 +26,11 @@ MEMORY = 0.9  # share of the old value in the running mean of seconds per item: 
 MAX_RETRY_AFTER_S = 60
 
 
+def fair_share(waiting: int, idle_lanes: int) -> int:
+    """Divide what waits among the idle lanes, so that none takes all while another idles."""
+    return math.ceil(waiting / idle_lanes)
+
+
 class Observer(Protocol):
     """Told what happens, for metrics."""
 
@@ -58,6 +63,7 @@ class Batcher(Generic[Item, Result]):
         max_queue_size: int,
         lanes: int = 1,
         max_queue_delay_ms: float = 0.0,
+        take: Callable[[int, int], int] = fair_share,
         on_death: Callable[[BaseException], None] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -67,6 +73,7 @@ class Batcher(Generic[Item, Result]):
         self._max_queue_size = max_queue_size
         self._max_queue_delay_s = max_queue_delay_ms / 1000
         self._lanes = lanes
+        self._take_of = take  # of so many waiting, with so many idle lanes, how many does one lane run next?
         self._on_death = on_death
         self._clock = clock  # not the event loop's, which may tick in whole milliseconds
         self._queue: deque[Pending[Item, Result]] = deque()
@@ -181,7 +188,7 @@ class Batcher(Generic[Item, Result]):
                 await self._sleep()
             if self._max_queue_delay_s and len(self._queue) < self._max_batch_size and not self._draining:
                 await asyncio.sleep(self._max_queue_delay_s)
-            return self._take(math.ceil(len(self._queue) / self._idle_lanes))
+            return self._take(self._take_of(len(self._queue), self._idle_lanes) if self._queue else 0)
         finally:
             self._idle_lanes -= 1
 

@@ -1,20 +1,41 @@
-"""The subcommand `serve`. Loads the web and the runtime only to run them."""
+"""The subcommands `serve` and `certify`. Loads the web and the runtime only to run them."""
 
 import argparse
+import sys
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
+from pydantic import SecretStr
 from pydantic.fields import FieldInfo
 
 from service.config import Settings
+from service.errors import ConfigurationError
 
 
 def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """Add the subcommands to the command line."""
     serve = subparsers.add_parser("serve", help="serve the models over REST", description="Serve models over REST.")
-    for name, field in Settings.model_fields.items():
-        _add_flag(serve, name, field)
+    for name in _flags():
+        _add_flag(serve, name, Settings.model_fields[name])
     serve.set_defaults(run=_serve)
+    certify = subparsers.add_parser(
+        "certify",
+        help="prove a model's batch independence here",
+        description="Prove that an image's answer does not depend on its batch, on this machine. Exit 1 when refused.",
+    )
+    certify.add_argument("model", metavar="NAME[@VERSION]", help="model, by default its highest version")
+    certify.add_argument("--quick", action="store_true", help="a short probe, whose certificate is not kept")
+    certify.add_argument("--fresh", action="store_true", help="probe in full even where a certificate is kept")
+    certify.add_argument("--demo", action="store_true", help="then show one image alone and in a crowd, in numbers")
+    certify.add_argument("--json", action="store_true", help="print the certificate as JSON")
+    for name in ("models", "state", "device", "max_batch_size"):
+        _add_flag(certify, name, Settings.model_fields[name])
+    certify.set_defaults(run=_certify)
+
+
+def _flags() -> list[str]:
+    """Return the settings that may be flags; secrets would show in the list of processes."""
+    return [name for name, field in Settings.model_fields.items() if SecretStr not in get_args(field.annotation)]
 
 
 def _add_flag(parser: argparse.ArgumentParser, name: str, field: FieldInfo) -> None:
@@ -38,9 +59,33 @@ def _metavar(annotation: Any) -> str:
 def _serve(arguments: argparse.Namespace) -> int:
     from service import logs, server
 
-    flags = {name: getattr(arguments, name) for name in Settings.model_fields}
+    flags = {name: getattr(arguments, name) for name in _flags()}
     logs.configure("info")
     settings = Settings.load(**flags)
     logs.configure(settings.log_level)
     server.serve(settings)
     return 0
+
+
+def _certify(arguments: argparse.Namespace) -> int:
+    from service.certification import certify_named
+    from service.independence.demo import demo
+    from service.independence.report import table
+
+    if arguments.json and arguments.demo:
+        raise ConfigurationError("--json and --demo exclude each other")
+    flags = {name: getattr(arguments, name) for name in ("models", "state", "device", "max_batch_size")}
+    settings = Settings.load(**flags)
+    subject, certificate = certify_named(
+        arguments.model, settings, quick=arguments.quick, fresh=arguments.fresh, report=_show_progress
+    )
+    print(certificate.model_dump_json(indent=2) if arguments.json else table(certificate))
+    if arguments.demo and certificate.verdict == "certified":
+        print("\n" + "\n".join(demo(subject, certificate)))
+    return 0 if certificate.verdict == "certified" else 1
+
+
+def _show_progress(step: str, done: float) -> None:
+    if sys.stderr.isatty():
+        sys.stderr.write(f"\r\033[Kprobing {100 * done:3.0f} %  {step}" if done < 1 else "\r\033[K")
+        sys.stderr.flush()

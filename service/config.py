@@ -8,13 +8,14 @@ import os
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from service.errors import ConfigurationError, nearest
 
 ENVIRONMENT_PREFIX = "FOLDSERVE_"
-READ_ELSEWHERE = frozenset({"FOLDSERVE_DATA", "FOLDSERVE_STATE"})  # where training finds and keeps data sets
+ARITHMETIC_PREFIXES = ("NVIDIA_TF32", "CUBLAS", "CUDNN", "CUDA_", "ORT_", "OMP_", "MKL_")
+READ_ELSEWHERE = frozenset({"FOLDSERVE_DATA"})  # where training finds data sets
 
 logger = logging.getLogger(__name__)
 
@@ -32,6 +33,20 @@ class Settings(BaseSettings):
     port: int = Field(8000, ge=0, le=65535, description="TCP port; 0 takes a free one")
     device: Literal["auto", "cuda", "cpu"] = Field(
         "auto", description="where models run: auto takes CUDA where it works and says so where it does not"
+    )
+    mode: Literal["strict", "report", "off"] = Field(
+        "strict",
+        description="batch independence: strict refuses a model without a certificate, report serves it and says so, "
+        "off does not look",
+    )
+    state: Path = Field(
+        Path.home() / ".cache" / "foldserve", description="folder for certificates [~/.cache/foldserve]"
+    )
+    spot_check_share: float = Field(
+        0.001, ge=0, le=1, description="share of answers that are run again alone, off the hot path, and compared"
+    )
+    receipt_key: SecretStr | None = Field(
+        None, description="secret that signs receipts (HMAC-SHA-256); from the environment alone"
     )
     lanes: int = Field(0, ge=0, description="batches that run at once, one thread each [0: one per core on a CPU]")
     max_batch_size: int = Field(8, ge=1, description="most images in one run")
@@ -76,6 +91,17 @@ class Settings(BaseSettings):
             return cls(**given)
         except ValidationError as error:
             raise ConfigurationError(_explain(error, given)) from None
+
+
+def arithmetic_environment() -> dict[str, str]:
+    """Return the variables that can change how CUDA, cuDNN, cuBLAS or OpenMP compute."""
+    return {name: value for name, value in sorted(os.environ.items()) if name.startswith(ARITHMETIC_PREFIXES)}
+
+
+def pin_cuda_arithmetic() -> None:
+    """Set what CUDA's libraries read once, when they are loaded, and no option of ONNX Runtime can set."""
+    os.environ.setdefault("NVIDIA_TF32_OVERRIDE", "0")  # where a plan without TF32 is missing, one with it is taken
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":16:8")  # too little room to split sums by the batch's size
 
 
 def cpu_count() -> int:

@@ -4,16 +4,23 @@ Every option that can change a bit of the answer is set here, with its reason, a
 """
 
 import ctypes
+import hashlib
 import logging
-from collections.abc import Callable
+import re
+import subprocess
+import tempfile
+import threading
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import numpy as np
+import onnx
 import onnxruntime as ort
 from numpy.typing import NDArray
 
+from service.config import pin_cuda_arithmetic
 from service.errors import ArtifactError, DeviceError
 
 CUDA = "CUDAExecutionProvider"
@@ -24,6 +31,18 @@ CUDA_OPTIONS = {
     "use_tf32": "0",  # on by default; it rounds inputs of products to 11 bits
     "arena_extend_strategy": "kSameAsRequested",  # the default doubles memory at each growth
 }
+
+SESSION_CONFIG = {
+    # Set per thread, and not for later callers: with "1", half a batch would be flushed and half not.
+    "session.set_denormal_as_zero": "0",
+    "session.disable_prepacking": "0",  # "1" sums a lone image in another order
+    "session.intra_op.allow_spinning": "0",  # idle threads sleep: lanes share the cores
+}
+SESSION_FACTS = {"optimization": "all", "execution": "sequential", "inter_op_threads": 1, "deterministic_compute": True}
+PLAIN_CONVOLUTIONS = frozenset({"Conv", "FusedConv"})
+ARITHMETIC_LIBRARY = re.compile(
+    r"(onnxruntime|libcu(da|blas|dnn|fft|rand|sparse|solver)|libnvrtc|libnvidia-ptx|libgomp|libomp)[^/]*\.so"
+)
 
 Requested = Literal["auto", "cuda", "cpu"]
 Used = Literal["cuda", "cpu"]
@@ -40,11 +59,27 @@ class Device:
     reason: str = ""
 
 
+@dataclass(frozen=True, slots=True, order=True)
+class Shape:
+    """A way to run: how many images together, on how many threads."""
+
+    batch_size: int
+    threads: int
+
+
 class Engine(Protocol):
     """Runs a model: the seam where tests put their fake."""
 
-    def run(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+    def run(self, images: NDArray[np.uint8], threads: int = 1) -> NDArray[np.float32]:
         """Return logits (N, classes) for images (N, height, width, channels). Safe to call from several threads."""
+        ...
+
+    def describe(self) -> dict[str, Any]:
+        """Return what its bits hang on: runtime, options, libraries, optimized graph. Part of the fingerprint."""
+        ...
+
+    def plain_convolutions(self) -> tuple[str, ...]:
+        """Return the convolutions that the runtime left in a layout whose sums depend on how threads cut them."""
         ...
 
 
@@ -52,31 +87,82 @@ OpenEngine = Callable[[bytes, Device], Engine]
 
 
 class OnnxEngine:
-    """One ONNX Runtime session."""
+    """ONNX Runtime sessions of one model: on the CPU one for each number of threads, on CUDA one for each shape.
 
-    def __init__(self, session: ort.InferenceSession) -> None:
-        self._session = session
-        self._input = session.get_inputs()[0].name
+    CUDA plans its convolutions anew for each shape that a session meets, and keeps only the last plan.
+    """
 
-    def run(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+    def __init__(self, model_bytes: bytes, device: Device, config: Mapping[str, str] | None = None) -> None:
+        self._model_bytes = model_bytes
+        self._device = device
+        self._config = SESSION_CONFIG | dict(config or {})
+        self._sessions: dict[object, ort.InferenceSession] = {}
+        self._making = threading.Lock()  # sessions are made one after another
+        self._optimized = self._optimized_graph()
+
+    def run(self, images: NDArray[np.uint8], threads: int = 1) -> NDArray[np.float32]:
         """Return logits (N, classes), float32, for images (N, height, width, channels), uint8."""
-        logits: NDArray[np.float32] = self._session.run(None, {self._input: images})[0]
+        key: object = threads if self._device.used == "cpu" else (len(images), threads)
+        session = self._sessions.get(key) or self._make(key, threads)
+        logits: NDArray[np.float32] = session.run(None, {self._input: images})[0]
         return logits
+
+    def describe(self) -> dict[str, Any]:
+        """Return what the bits of an answer hang on, as far as the runtime goes."""
+        return {
+            "runtime": describe_runtime(),
+            "build": ort.get_build_info(),
+            "device": self._device.used,
+            "provider_options": CUDA_OPTIONS if self._device.used == "cuda" else {},
+            "session": {**dict(sorted(self._config.items())), **SESSION_FACTS},
+            "gpu": describe_gpu() if self._device.used == "cuda" else {},
+            "libraries": loaded_libraries(),
+            "optimized_graph": hashlib.sha256(self._optimized).hexdigest(),
+        }
+
+    def plain_convolutions(self) -> tuple[str, ...]:
+        """Return the names of Conv nodes that ONNX Runtime's blocked layout refused; none on CUDA, which is probed."""
+        if self._device.used != "cpu":
+            return ()
+        nodes = onnx.load_model_from_string(self._optimized).graph.node
+        plain = (node for node in nodes if node.op_type in PLAIN_CONVOLUTIONS and "nchwc" not in node.domain)
+        return tuple(node.name or node.output[0] for node in plain)
+
+    def _make(self, key: object, threads: int) -> ort.InferenceSession:
+        with self._making:
+            if key not in self._sessions:
+                self._sessions[key] = self._open(_session_options(self._config, threads))
+            return self._sessions[key]
+
+    def _open(self, options: ort.SessionOptions) -> ort.InferenceSession:
+        providers: list[Any] = [(CUDA, CUDA_OPTIONS), CPU] if self._device.used == "cuda" else [CPU]
+        try:
+            session = ort.InferenceSession(self._model_bytes, options, providers=providers)
+        except Exception as error:  # onnxruntime raises a dozen types of its own
+            raise ArtifactError(f"ONNX Runtime {ort.__version__} cannot run the model: {error}") from error
+        if self._device.used == "cuda" and session.get_providers()[0] != CUDA:
+            raise DeviceError("ONNX Runtime fell back from CUDA to the CPU; " + (cuda_problem() or "see its log"))
+        return session
+
+    def _optimized_graph(self) -> bytes:
+        """Return the graph as the runtime rewrote it, which is what really runs."""
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "optimized.onnx"
+            options = _session_options(self._config, 1)
+            options.optimized_model_filepath = str(path)
+            session = self._open(options)
+            self._input = session.get_inputs()[0].name
+            if self._device.used == "cpu":
+                self._sessions[1] = session
+            return path.read_bytes()
 
 
 def open_engine(model_bytes: bytes, device: Device) -> OnnxEngine:
-    """Make a session for an ONNX file on `device`.
+    """Make an engine for an ONNX file on `device`.
 
     Raises ArtifactError where the file cannot be run, DeviceError where CUDA was taken away in silence.
     """
-    providers: list[Any] = [(CUDA, CUDA_OPTIONS), CPU] if device.used == "cuda" else [CPU]
-    try:
-        session = ort.InferenceSession(model_bytes, _session_options(), providers=providers)
-    except Exception as error:  # onnxruntime raises a dozen types of its own
-        raise ArtifactError(f"ONNX Runtime {ort.__version__} cannot run the model: {error}") from error
-    if device.used == "cuda" and session.get_providers()[0] != CUDA:
-        raise DeviceError("ONNX Runtime fell back from CUDA to the CPU; " + (cuda_problem() or "see its log"))
-    return OnnxEngine(session)
+    return OnnxEngine(model_bytes, device)
 
 
 def choose_device(requested: Requested) -> Device:
@@ -87,7 +173,10 @@ def choose_device(requested: Requested) -> Device:
     if requested == "auto" and problem:
         logger.info("device auto: running on the CPU, because %s", problem)
         return Device(requested, "cpu", problem)
-    return Device(requested, "cpu" if requested == "cpu" else "cuda")
+    if requested == "cpu":
+        return Device(requested, "cpu")
+    pin_cuda_arithmetic()
+    return Device(requested, "cuda")
 
 
 def cuda_problem() -> str | None:
@@ -112,22 +201,59 @@ def cuda_problem() -> str | None:
     return None
 
 
+def describe_gpu() -> dict[str, str]:
+    """Return the first GPU's name, compute capability, MIG mode and driver, as nvidia-smi tells them, or nothing."""
+    query = [
+        "nvidia-smi",
+        "--query-gpu=name,compute_cap,mig.mode.current,driver_version",
+        "--format=csv,noheader",
+        "--id=0",
+    ]
+    try:
+        answer = subprocess.run(query, capture_output=True, text=True, timeout=30, check=True).stdout  # noqa: S603
+    except (OSError, subprocess.SubprocessError):
+        return {}
+    return dict(zip(("name", "compute_capability", "mig", "driver"), answer.strip().split(", "), strict=False))
+
+
 def describe_runtime() -> dict[str, object]:
     """Return the runtime's version and the providers that it was built with."""
     return {"onnxruntime": ort.__version__, "providers": ort.get_available_providers()}
 
 
-def _session_options() -> ort.SessionOptions:
+def loaded_libraries() -> dict[str, str]:
+    """Return the arithmetic libraries that this process has loaded, each with its size and the sha256 of its ends.
+
+    A wheel's version is not enough: the loader may have taken another file. Whole files of cuDNN would take seconds.
+    """
+    try:
+        maps = [line.split(maxsplit=5) for line in Path("/proc/self/maps").read_text().splitlines()]
+    except OSError:
+        return {}
+    paths = {fields[5] for fields in maps if len(fields) == 6}  # proc(5): the name comes last and may hold spaces
+    arithmetic = sorted(path for path in paths if ARITHMETIC_LIBRARY.search(path) and Path(path).is_file())
+    return {Path(path).name: _identity(Path(path)) for path in arithmetic}
+
+
+def _identity(path: Path) -> str:
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        ends = file.read(2**20)
+        file.seek(max(0, size - 2**20))
+        ends += file.read()
+    return f"{size}:{hashlib.sha256(ends).hexdigest()}"
+
+
+def _session_options(config: Mapping[str, str], threads: int) -> ort.SessionOptions:
     options = ort.SessionOptions()
     # Blocked layouts sum each output in one order whatever the batch; the plain ones of lower levels do not.
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
-    # One thread a run: how work is cut between threads can change the order of sums. Lanes use the other cores.
-    options.intra_op_num_threads = 1
+    # Set, never left to the machine: how work is cut between threads can change the order of sums.
+    options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
     options.use_deterministic_compute = True  # CUDA reductions without atomics; no effect on the CPU
-    # Set per thread, and not for later callers: with "1", half a batch would be flushed and half not.
-    options.add_session_config_entry("session.set_denormal_as_zero", "0")
-    options.add_session_config_entry("session.disable_prepacking", "0")  # "1" sums a lone image in another order
     options.log_severity_level = 3  # errors; warnings about node placement are noise
+    for key, value in config.items():
+        options.add_session_config_entry(key, value)
     return options

@@ -3,12 +3,14 @@
     FoldserveError             a person did something; one line tells what and how to mend it
     ├── ConfigurationError     a setting or flag is wrong
     ├── ArtifactError          a model file is missing, damaged, or fails its own golden images
+    ├── NotCertified           a model's batch independence could not be shown, and the mode is strict
     ├── DeviceError            the device asked for cannot be had
     ├── AddressUnavailable     the address to listen on cannot be had
     └── ServiceError           a request cannot be answered
         ├── MalformedRequest   the body or a query parameter is not of the documented form
         ├── ModelNotFound      no such model or version is served
         ├── BodyTooSlow        the body did not arrive in time
+        ├── NotComparable      a receipt of another model, form or machine
         ├── CallerGone         the connection closed before there was an answer
         ├── TooLarge           more bytes, pixels or images than the limits allow
         ├── UnsupportedFormat  not an image format that is accepted
@@ -39,6 +41,10 @@ class ArtifactError(FoldserveError):
     """A model file is missing, damaged, or does not give its golden answers."""
 
 
+class NotCertified(FoldserveError):
+    """A model's batch independence could not be shown, and the mode is strict."""
+
+
 class DeviceError(FoldserveError):
     """The device that was asked for cannot be had."""
 
@@ -61,6 +67,10 @@ class ModelNotFound(ServiceError):
 
 class BodyTooSlow(ServiceError):
     """The body did not arrive in time."""
+
+
+class NotComparable(ServiceError):
+    """A receipt that this service cannot replay: of another model, form or answer digest."""
 
 
 class CallerGone(ServiceError):

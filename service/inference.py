@@ -1,96 +1,37 @@
-"""From image bytes to logits, one model at a time, and which models are served. Knows no HTTP.
-
-`Classifier` leads an image through preprocessing, queue and engine; `Service` owns the classifiers' life:
-loading → ready → draining, or failed.
-"""
+"""Which models are served, and whether they are: loading → ready → draining, or failed. Knows no HTTP."""
 
 import asyncio
 import logging
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, contextmanager
+from functools import partial
 from typing import Literal
 
-import numpy as np
-from numpy.typing import NDArray
-
 from service.batching import Batcher
+from service.certification import certify_model
+from service.classifier import Classifier
 from service.config import Settings, cpu_count
 from service.engine import Device, OpenEngine, choose_device
 from service.errors import (
-    DeadlineExceeded,
     FoldserveError,
-    InferenceFailed,
     MalformedRequest,
     ModelNotFound,
+    NotCertified,
     NotReady,
     QueueFull,
-    ServiceError,
 )
+from service.independence.certificate import Certificate
+from service.independence.spotcheck import SpotCheck, Verdict
 from service.metrics import Metrics, ModelMetrics
-from service.preprocessing import Accepted, decode, open_formats
+from service.preprocessing import Accepted, open_formats
 from service.repository import Model, Repository
+from service.running import Job, Logits, Runner
 
 Status = Literal["loading", "ready", "draining", "failed"]
-Pixels = NDArray[np.uint8]
-Logits = NDArray[np.float32]
-Outcome = Logits | ServiceError
+LAST_RUN_S = 2.0  # the server has waited `drain_timeout_s` for every answer before it stops the service
 
 logger = logging.getLogger(__name__)
-
-
-class Classifier:
-    """One model with its queue."""
-
-    def __init__(
-        self,
-        model: Model,
-        batcher: Batcher[Pixels, Logits],
-        decoders: ThreadPoolExecutor,
-        accepted: Accepted,
-        metrics: ModelMetrics,
-    ) -> None:
-        self.model = model
-        self.metrics = metrics
-        self._batcher = batcher
-        self._decoders = decoders
-        self._accepted = accepted
-
-    def check_room(self) -> None:
-        """Raise QueueFull or NotReady when not even one image would be let in: before a body is read for nothing."""
-        self._batcher.check_room(1)
-
-    async def classify(self, encoded: Sequence[bytes], *, deadline: float) -> list[Outcome]:
-        """Return for each image its logits (classes,), or the error that is its own; the others are not touched by it.
-
-        `deadline` is a time of `time.monotonic`, in seconds. Raises QueueFull or NotReady for all of them.
-        """
-        with self._batcher.admit(len(encoded)):
-            return list(await asyncio.gather(*(self._classify_one(data, deadline) for data in encoded)))
-
-    async def _classify_one(self, encoded: bytes, deadline: float) -> Outcome:
-        loop = asyncio.get_running_loop()
-        try:
-            async with asyncio.timeout(deadline - time.monotonic()):
-                pixels = await loop.run_in_executor(self._decoders, self._decode, encoded, deadline)
-            return await self._batcher.submit(pixels, deadline=deadline)
-        except TimeoutError:
-            return DeadlineExceeded("the deadline passed before the image was decoded")
-        except InferenceFailed as error:
-            logger.error("%s: %s", error, error.__cause__)
-            return error
-        except ServiceError as error:
-            return error
-        except Exception:  # a lone surprise must neither fail its neighbours nor outlive their admission
-            logger.exception("an image failed in a way that nobody foresaw")
-            return InferenceFailed("the service failed on this image; its log says why")
-
-    def _decode(self, encoded: bytes, deadline: float) -> Pixels:
-        if time.monotonic() >= deadline:  # it waited for a thread until nobody waited for it
-            raise DeadlineExceeded("the deadline passed before the image was decoded")
-        with self.metrics.timed("decode"):
-            return decode(encoded, self.model.manifest.preprocessing, self._accepted)
 
 
 class Service:
@@ -116,6 +57,21 @@ class Service:
         self._resources = AsyncExitStack()
 
     @property
+    def receipt_key(self) -> bytes | None:
+        """The secret that signs receipts, where one is set."""
+        key = self.settings.receipt_key
+        return key.get_secret_value().encode() if key is not None and key.get_secret_value() else None
+
+    @property
+    def is_degraded(self) -> bool:
+        """True when a spot check found other bits than certified and a model runs at its reference shape only."""
+        return any(classifier.runner.is_degraded for classifier in self._classifiers.values())
+
+    def classifiers(self) -> list[Classifier]:
+        """Return the models that are served with their certificates, by name."""
+        return list(self._classifiers.values())
+
+    @property
     def is_ready(self) -> bool:
         """True while requests are answered."""
         return self.status == "ready"
@@ -134,17 +90,21 @@ class Service:
             served = ", ".join(f"{one.model.name} version {one.model.version}" for one in self._classifiers.values())
             logger.info("ready: serving %s on %s", served, self.device.used if self.device else "?")
 
-    async def stop(self) -> None:
-        """Answer what was accepted, then release everything."""
+    def begin_drain(self) -> None:
+        """Be ready no more; a probe under way ends at its next step."""
         if self.status != "failed":
             self.status = "draining"
         self.metrics.ready(False)
+
+    async def stop(self) -> None:
+        """Answer what was accepted, then release everything."""
+        self.begin_drain()
         try:
-            async with asyncio.timeout(self.settings.drain_timeout_s):
+            async with asyncio.timeout(LAST_RUN_S):
                 await self._resources.aclose()
         except TimeoutError:
             self.is_stuck = True
-            logger.error("a run did not end within %g s; giving it up", self.settings.drain_timeout_s)
+            logger.error("a run did not end in time; giving it up")
 
     @contextmanager
     def receiving(self, expected_bytes: int) -> Iterator[None]:
@@ -164,8 +124,7 @@ class Service:
     def classifier(self, name: str | None = None, version: int | None = None) -> Classifier:
         """Return the classifier of a model, by default the only one or `default_model`.
 
-            Raises NotReady,
-        QueueFull, ModelNotFound, or MalformedRequest when a name is needed.
+        Raises NotReady, ModelNotFound, or MalformedRequest when a name is needed.
         """
         if not self.is_ready:
             raise NotReady(f"the service is {self.status}", retry_after_s=1)
@@ -190,7 +149,7 @@ class Service:
                 f"default_model {settings.default_model} is not in {settings.models}: {', '.join(names)}"
             )
         decoders = ThreadPoolExecutor(settings.decode_threads or cpu_count(), thread_name_prefix="decode")
-        self._resources.push_async_callback(asyncio.to_thread, decoders.shutdown)
+        self._resources.callback(decoders.shutdown, wait=False, cancel_futures=True)
         for name in names:
             model = await asyncio.to_thread(repository.load, name, self.device)
             logger.info(
@@ -209,9 +168,12 @@ class Service:
     async def _open_classifier(self, model: Model, decoders: ThreadPoolExecutor, device: Device) -> Classifier:
         settings = self.settings
         metrics = self.metrics.model(model.name, model.version, model.form, model.digest)
-        batcher: Batcher[Pixels, Logits] = Batcher(
-            lambda items: list(model.run(np.stack(items))),  # (N, K) → N times (K,)
+        certificate = await asyncio.to_thread(self._certify, model, device)
+        runner = Runner(model, certificate if certificate and certificate.verdict == "certified" else None)
+        batcher: Batcher[Job, Logits] = Batcher(
+            runner.run,
             observer=metrics,
+            take=runner.take,
             max_batch_size=settings.max_batch_size,
             max_queue_size=settings.max_queue_size,
             lanes=settings.lanes or (cpu_count() if device.used == "cpu" else 1),
@@ -219,11 +181,54 @@ class Service:
             on_death=self._fail,
         )
         metrics.depth_from(lambda: batcher.admitted)
+        metrics.certificate(certificate.verdict if certificate else "none", certificate.digest if certificate else "")
+        spot_check = SpotCheck(
+            runner.replay,
+            settings.spot_check_share if runner.reference else 0.0,
+            partial(_settle_spot_check, model, runner, metrics),
+        )
         await self._resources.enter_async_context(batcher)
-        return Classifier(model, batcher, decoders, self.accepted, metrics)
+        self._resources.push_async_callback(asyncio.to_thread, spot_check.__enter__().__exit__)
+        return Classifier(model, runner, batcher, decoders, self.accepted, metrics, certificate, spot_check)
+
+    def _certify(self, model: Model, device: Device) -> Certificate | None:
+        """Return the model's certificate, None in mode `off`. Raises NotCertified in mode `strict` when refused."""
+        if self.settings.mode == "off":
+            return None
+        try:
+            certificate = certify_model(model, device, self.settings, partial(self._report_probe, model.name))
+        except NotCertified as error:
+            if self.settings.mode == "strict":
+                raise
+            logger.warning("model %s is served WITHOUT a certificate: %s", model.name, error)
+            return None
+        if certificate.verdict == "certified":
+            sizes = ", ".join(f"{one.batch_size}×{one.threads}" for one in certificate.shapes)
+            logger.info("certificate %s: images×threads %s give equal bits", certificate.digest[:12], sizes)
+        elif self.settings.mode == "report":
+            logger.warning("model %s is served WITHOUT a certificate: %s", model.name, certificate.reason)
+        else:
+            raise NotCertified(
+                f"model {model.name} version {model.version} is refused: {certificate.reason}; "
+                "--mode report serves it all the same and says so"
+            )
+        return certificate
+
+    def _report_probe(self, name: str, step: str, done: float) -> None:
+        if self.status != "loading":  # called from the probe's own thread, which nothing else could end
+            raise NotReady("shutting down", retry_after_s=1)
+        logger.info("probing %s: %s (%.0f %%)", name, step, 100 * done)
 
     def _fail(self, error: BaseException) -> None:
         self.status = "failed"
         self.metrics.ready(False)
         if self._on_failure is not None:
             self._on_failure(error)
+
+
+def _settle_spot_check(model: Model, runner: Runner, metrics: ModelMetrics, verdict: Verdict) -> None:
+    metrics.spot_check(verdict)
+    if verdict != "agreed" and not runner.is_degraded:
+        runner.degrade()
+        metrics.degraded()
+        logger.error("model %s is degraded: from now on it runs at its reference shape only", model.name)

@@ -42,6 +42,11 @@ class Metrics:
         self._depth = Gauge("pending_request_count", "Images admitted and not yet answered", ["model"], **at)
         self._ready = Gauge("ready", "1 while the service takes traffic", **at)
         self._device = Gauge("device_info", "Where models run, and what was asked for", ["requested", "used"], **at)
+        self._certificates = Gauge("certificate_info", "Verdict and digest", ["model", "verdict", "digest"], **at)
+        self._spot_checks = Counter(
+            "spot_checks", "Answers run again alone, by what came of it", ["model", "verdict"], **at
+        )
+        self._degraded = Gauge("degraded", "1 while a model runs at its reference shape only", ["model"], **at)
         self._model = Gauge("model_info", "What is served", ["model", "version", "form", "digest"], **at)
 
     def exposition(self) -> bytes:
@@ -72,6 +77,9 @@ class ModelMetrics:
     def __init__(self, metrics: Metrics, name: str) -> None:
         self._name = name
         self._images = metrics._images  # noqa: SLF001 - one module, one owner of the instruments
+        self._certificates = metrics._certificates  # noqa: SLF001
+        self._spot_checks = metrics._spot_checks  # noqa: SLF001
+        self._degraded = metrics._degraded.labels(name)  # noqa: SLF001
         self._dropped = metrics._dropped  # noqa: SLF001
         self._depth = metrics._depth.labels(name)  # noqa: SLF001
         self._batches = metrics._batches.labels(name)  # noqa: SLF001
@@ -88,6 +96,18 @@ class ModelMetrics:
     def dropped(self, reason: str) -> None:
         """Count an image that left the queue unrun."""
         self._dropped.labels(self._name, reason).inc()
+
+    def certificate(self, verdict: str, digest: str) -> None:
+        """Record what the certificate says."""
+        self._certificates.labels(self._name, verdict, digest).set(1)
+
+    def spot_check(self, verdict: str) -> None:
+        """Count a spot check."""
+        self._spot_checks.labels(self._name, verdict).inc()
+
+    def degraded(self) -> None:
+        """Record that the model runs at its reference shape only."""
+        self._degraded.set(1)
 
     def outcome(self, outcome: str) -> None:
         """Count an answered image."""

@@ -12,8 +12,9 @@ from functools import partial
 from typing import Literal, Self
 
 import numpy as np
+import PIL
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError, features
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from service.errors import ConfigurationError, InvalidImage, TooLarge, UnsupportedFormat
@@ -94,6 +95,13 @@ def open_formats(names: tuple[str, ...]) -> tuple[str, ...]:
     if unknown := [name for name in names if name not in known]:
         raise ConfigurationError(f"formats: {', '.join(unknown)} is not a format; known are {', '.join(sorted(known))}")
     return tuple(name for name in names if name in Image.OPEN)
+
+
+def describe_decoders() -> dict[str, str]:
+    """Return Pillow's version and its codecs': another one may give other pixels."""
+    codecs = ("jpg", "libjpeg_turbo", "webp", "avif", "zlib", "libtiff", "jpg_2000")
+    found = {name: features.version(name) for name in codecs if name in features.get_supported()}
+    return {"pillow": PIL.__version__, **{name: str(version) for name, version in found.items() if version}}
 
 
 def decode(encoded: bytes, spec: Preprocessing, accepted: Accepted = Accepted()) -> Pixels:

@@ -17,16 +17,33 @@ class Model:
 
     name: str
     version: int
-    form: Form
-    digest: str
-    manifest: Manifest
+    artifact: Artifact
     engine: Engine
-    golden_images: int
     golden_difference: float
 
-    def run(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+    @property
+    def manifest(self) -> Manifest:
+        """What the file says about itself."""
+        return self.artifact.manifest
+
+    @property
+    def digest(self) -> str:
+        """The sha256 of the stored file."""
+        return self.artifact.digest
+
+    @property
+    def form(self) -> Form:
+        """Float or exact."""
+        return self.artifact.form
+
+    @property
+    def golden_images(self) -> int:
+        """How many golden images it answered."""
+        return len(self.artifact.golden.encoded)
+
+    def run(self, images: NDArray[np.uint8], threads: int = 1) -> NDArray[np.float32]:
         """Return logits (N, classes) for images (N, height, width, channels). Raises InferenceFailed at NaN and Inf."""
-        logits = self.engine.run(images)
+        logits = self.engine.run(images, threads)
         if not np.isfinite(logits).all():  # JSON has no NaN, and no label follows from one
             raise InferenceFailed(f"model {self.name} gave logits that are not finite")
         return logits
@@ -63,10 +80,7 @@ class Repository:
         artifact = Artifact.load(self._root / name / str(version))
         engine = self._open_engine(artifact.model_bytes, device)
         difference = _check(artifact, engine)
-        golden_images = len(artifact.golden.encoded)
-        return Model(
-            name, version, artifact.form, artifact.digest, artifact.manifest, engine, golden_images, difference
-        )
+        return Model(name, version, artifact, engine, difference)
 
 
 def _check(artifact: Artifact, engine: Engine) -> float:

@@ -5,6 +5,8 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from service.artifact import FoldRecord, KeptRecord, NormRecord, Parity
+from service.independence.certificate import Certificate
+from service.independence.receipts import Receipt
 from service.preprocessing import Preprocessing
 
 
@@ -17,6 +19,7 @@ class PredictQuery(BaseModel):
     version: int | None = Field(None, ge=1, description="which version; 404 when it is not the one served")
     top_k: int = Field(5, ge=1, le=1000, description="how many classes to list, most probable first")
     logits: bool = Field(False, description="add the raw float32 logits, which read back to the same bits")
+    receipt: bool = Field(False, description="add a receipt, which /verify replays")
 
 
 class ImagesBody(BaseModel):
@@ -50,6 +53,7 @@ class PredictionBody(CandidateBody):
     filename: str | None = None
     top: list[CandidateBody]
     logits: list[float] | None = None
+    receipt: Receipt | None = None
 
 
 class FailureBody(BaseModel):
@@ -90,6 +94,17 @@ class ModelDetailBody(ModelBody):
     licence: str | None
     golden_images: int
     golden_difference: float
+    certificate: Certificate | None
+
+
+class VerifyBody(BaseModel):
+    """What a replay of a receipt showed; `same_bits` is null where the answers are not comparable."""
+
+    comparable: bool
+    same_pixels: bool
+    same_bits: bool | None
+    signature: Literal["valid", "invalid", "not checked"]
+    detail: str
 
 
 class ModelsBody(BaseModel):

@@ -161,11 +161,17 @@ class ScriptedEngine:
         self.twist: Callable[[np.ndarray, np.ndarray], np.ndarray] | None = None
         self.sizes: list[int] = []
 
-    def run(self, images: np.ndarray) -> np.ndarray:
+    def describe(self) -> dict[str, object]:
+        return self._real.describe()
+
+    def plain_convolutions(self) -> tuple[str, ...]:
+        return self._real.plain_convolutions()
+
+    def run(self, images: np.ndarray, threads: int = 1) -> np.ndarray:
         self.sizes.append(len(images))
         self.entered.set()
         assert self.gate.wait(30), "the test forgot to open the gate"
-        logits = self._real.run(images)
+        logits = self._real.run(images, threads)
         return logits if self.twist is None else self.twist(images, logits)
 
     def close_gate(self) -> None:

@@ -3,6 +3,7 @@
 import gzip
 import hashlib
 import io
+import resource
 import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -112,6 +113,17 @@ class StopsAfterFirstEpoch(io.StringIO):
         if self._metrics.exists() and len(self._metrics.read_text().splitlines()) > 1:
             raise KeyboardInterrupt
         return super().write(text)
+
+
+@contextmanager
+def disk_of(size: int) -> Iterator[None]:
+    """Let no file grow over `size` bytes: a write beyond fails as on a full disk."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 @contextmanager

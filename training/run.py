@@ -75,7 +75,7 @@ def train(
 
     Raises UsageError, DataError or RunError; nothing that a run folder held is lost unless `overwrite`.
     """
-    config = read_config(run) if resume else config
+    config = _resumed(run) if resume else config
     device = choose_device(config.device)
     dataset = load(config, data_dir, download=download)
     steps_per_epoch(len(dataset.training), config)
@@ -130,6 +130,15 @@ def pixel_statistics(dataset: Dataset) -> PixelStatistics:
     return PixelStatistics(mean=tuple(round(mean, 6) for mean in means), std=deviations)
 
 
+def _resumed(run: Path) -> TrainConfig:
+    """Return the configuration of a run that goes on. Raises RunError where what it would go on from is gone."""
+    if not (run / LAST_FILE).exists() and any((run / name).exists() for name in (BEST_FILE, RESULT_FILE)):
+        raise RunError(
+            f"{run / LAST_FILE} is gone, and with it where the run stood; export what there is, or start anew"
+        )
+    return read_config(run)
+
+
 def _prepare_folder(run: Path, config: TrainConfig, *, overwrite: bool) -> None:
     if any((run / name).exists() for name in (BEST_FILE, LAST_FILE, RESULT_FILE)):
         if not overwrite:
@@ -157,8 +166,6 @@ def _fit(model: nn.Sequential, dataset: Dataset, config: TrainConfig, run: Path,
     if (run / LAST_FILE).exists():
         facts, tensors = load_checkpoint(run / LAST_FILE, network)
         restore_optimizer(optimizer, tensors)
-    else:
-        (run / BEST_FILE).unlink(missing_ok=True)  # of an epoch that never counted
     training, validation = Batches.on(device, dataset.training), Batches.on(device, dataset.validation)
     per_epoch = steps_per_epoch(len(training), config) * config.batch_size
     with (

@@ -82,22 +82,45 @@ async def _read_body(request: Request, settings: Settings) -> bytes:
     return bytes(body)
 
 
+async def read_receipt_and_file(request: Request, settings: Settings) -> tuple[str, bytes]:
+    """Return the parts `receipt`, as text, and `file` of a multipart body. Raises as `read_uploads` does."""
+    if not request.headers.get("content-type", "").lower().startswith("multipart/form-data"):
+        raise UnsupportedFormat("send multipart/form-data with the parts `receipt` (JSON) and `file` (the image)")
+    form = await _parse_multipart(request, await _read_body(request, settings), settings)
+    try:
+        parts = [(name, await _content(part)) for name, part in form.multi_items()]
+    finally:
+        await form.close()
+    values = dict(parts)
+    if sorted(name for name, _ in parts) != sorted({"receipt", PART_NAME}) or not values[PART_NAME]:
+        raise MalformedRequest("expected exactly the parts `receipt` (JSON) and `file` (the image)")
+    return values["receipt"].decode(errors="replace"), values[PART_NAME]
+
+
+async def _content(part: UploadFile | str) -> bytes:
+    return part.encode() if isinstance(part, str) else await part.read()
+
+
 async def _from_multipart(request: Request, body: bytes, settings: Settings) -> list[Upload]:
+    form = await _parse_multipart(request, body, settings)
+    try:
+        return await _uploads_of(form)
+    finally:
+        await form.close()
+
+
+async def _parse_multipart(request: Request, body: bytes, settings: Settings) -> FormData:
     parser = MultiPartParser(
         request.headers, _once(body), max_files=settings.max_images, max_fields=settings.max_images
     )
     parser.spool_max_size = len(body)  # stays in memory, which the body's own limit bounds; the disk may be read-only
     try:
-        form = await parser.parse()
+        return await parser.parse()
     except (MultiPartException, KeyError, ValueError) as error:
         reason = "no boundary in the content type" if isinstance(error, KeyError) else str(error)
         if "Too many files" in reason:
             raise TooLarge(f"more than {settings.max_images} images in one request") from None
         raise MalformedRequest(f"the multipart body cannot be read: {reason}") from None
-    try:
-        return await _uploads_of(form)
-    finally:
-        await form.close()
 
 
 async def _uploads_of(form: FormData) -> list[Upload]:

@@ -18,13 +18,15 @@ async def list_models(service: ServiceDependency) -> ModelsBody:
 @router.get("/models/{name}")
 async def show_model(name: str, service: ServiceDependency) -> ModelDetailBody:
     """Show a model: labels, preprocessing, what was folded, BatchNorm health, provenance."""
-    model = service.classifier(name).model
+    classifier = service.classifier(name)
+    model = classifier.model
     described = model.manifest.model_dump(exclude={"schema_version", "name", "labels", "pixels"})
     return ModelDetailBody(
         **_short(model),
         **described,
         golden_images=model.golden_images,
         golden_difference=model.golden_difference,
+        certificate=classifier.certificate,
     )
 
 

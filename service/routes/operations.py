@@ -6,10 +6,11 @@ from typing import Any
 
 from fastapi import APIRouter, Response
 
+from service.classifier import Classifier
 from service.engine import describe_runtime
 from service.errors import NotReady
 from service.metrics import CONTENT_TYPE
-from service.routes import ServiceDependency
+from service.routes import NO_CERTIFICATE, ServiceDependency, certificate_of
 from service.schemas import HealthBody
 
 router = APIRouter(tags=["operations"])
@@ -35,10 +36,10 @@ async def live(service: ServiceDependency) -> HealthBody:
 
 @router.get("/readyz")
 async def ready(service: ServiceDependency) -> HealthBody:
-    """200 while requests are answered; 503 while loading or draining."""
+    """200 while requests are answered, also `degraded`; 503 while loading or draining."""
     if not service.is_ready:
         raise NotReady(f"the service is {service.status}", retry_after_s=1)
-    return HealthBody(status="ready")
+    return HealthBody(status="degraded" if service.is_degraded else "ready")
 
 
 @router.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
@@ -62,5 +63,19 @@ async def info(service: ServiceDependency) -> dict[str, Any]:
         "status": service.status,
         "formats": list(service.accepted.formats),
         "limits": {name: getattr(service.settings, name) for name in LIMITS},
-        "models": {model.name: {"version": model.version, "digest": model.digest} for model in service.models()},
+        "mode": service.settings.mode,
+        "models": {one.model.name: _identity(one) for one in service.classifiers()},
+    }
+
+
+def _identity(classifier: Classifier) -> dict[str, Any]:
+    model, certificate = classifier.model, classifier.certificate
+    digest = certificate_of(classifier)
+    return {
+        "version": model.version,
+        "form": model.form,
+        "digest": model.digest,
+        "certificate": None if digest == NO_CERTIFICATE else digest,
+        "answer_digest": certificate.answer_digest if certificate else None,
+        "degraded": classifier.runner.is_degraded,
     }

@@ -2,16 +2,17 @@
 
 import json
 import time
+from functools import partial
 from time import perf_counter
 from typing import Annotated
 
 from fastapi import APIRouter, Query, Request, Response
 
 from service.answers import predict_body
+from service.classifier import Classifier, Outcome
 from service.errors import AllImagesFailed, ServiceError
-from service.inference import Classifier, Outcome
 from service.problems import slug
-from service.routes import ServiceDependency
+from service.routes import CERTIFICATE_HEADER, ServiceDependency, certificate_of
 from service.routes.bodies import expected_bytes, read_uploads
 from service.routes.connection import while_connected
 from service.schemas import ImagesBody, PredictBody, PredictQuery
@@ -48,8 +49,10 @@ async def predict(request: Request, query: Annotated[PredictQuery, Query()], ser
     _settle(classifier, outcomes)
     with classifier.metrics.timed("encode"):
         names = [upload.filename for upload in uploads]
-        body = predict_body(classifier.model, names, outcomes, k=query.top_k, with_logits=query.logits)
-        return Response(json.dumps(body, ensure_ascii=False), media_type="application/json")
+        receipt = partial(classifier.receipt, key=service.receipt_key) if query.receipt else None
+        body = predict_body(classifier.model, names, outcomes, k=query.top_k, with_logits=query.logits, receipt=receipt)
+        headers = {CERTIFICATE_HEADER: certificate_of(classifier)}
+        return Response(json.dumps(body, ensure_ascii=False), headers=headers, media_type="application/json")
 
 
 def _settle(classifier: Classifier, outcomes: list[Outcome]) -> None:

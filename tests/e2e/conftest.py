@@ -50,6 +50,13 @@ class Server:
         pages = int(Path(f"/proc/{self.process.pid}/statm").read_text().split()[1])
         return pages * 4096
 
+    def peak_bytes(self) -> int:
+        """Return the most memory that the process ever held (proc(5), VmHWM)."""
+        status = Path(f"/proc/{self.process.pid}/status").read_text()
+        found = re.search(r"VmHWM:\s+(\d+)", status)
+        assert found
+        return int(found[1]) * 1024
+
     def terminate(self) -> int:
         self.process.send_signal(signal.SIGTERM)
         return self.process.wait(ENDS_WITHIN_S)
@@ -58,8 +65,8 @@ class Server:
 Start = Callable[..., Server]
 
 
-def start_server(log: Path, *flags: str) -> Server:
-    command = [sys.executable, "-m", "foldserve", "serve", "--port", "0", "--device", "cpu", *flags]
+def start_server(log: Path, *flags: str, program: tuple[str, ...] = ("-m", "foldserve")) -> Server:
+    command = [sys.executable, *program, "serve", "--port", "0", "--device", "cpu", *flags]
     with log.open("wb") as sink:
         return Server(subprocess.Popen(command, stdout=sink, stderr=sink, cwd=log.parent), log)
 
@@ -69,8 +76,8 @@ def start(tmp_path: Path) -> Iterator[Start]:
     """Start servers with flags of one's own; all are gone when the test is."""
     servers: list[Server] = []
 
-    def starting(*flags: str) -> Server:
-        servers.append(start_server(tmp_path / f"server{len(servers)}.log", *flags))
+    def starting(*flags: str, **options: tuple[str, ...]) -> Server:
+        servers.append(start_server(tmp_path / f"server{len(servers)}.log", *flags, **options))
         servers[-1].wait_for_url()
         servers[-1].wait_until_ready()
         return servers[-1]

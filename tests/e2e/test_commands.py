@@ -34,7 +34,13 @@ def complaint(done: subprocess.CompletedProcess[str], code: int) -> str:
 
 @pytest.fixture
 def images(tmp_path):
-    for name, content in {"one.png": IMAGE, "other.png": OTHER, "text.png": b"hello", "cut.png": IMAGE[:60]}.items():
+    for name, content in {
+        "one.png": IMAGE,
+        "other.png": OTHER,
+        "text.png": b"hello",
+        "cut.png": IMAGE[:60],
+        "empty.png": b"",
+    }.items():
         (tmp_path / name).write_bytes(content)
     return tmp_path
 
@@ -69,7 +75,7 @@ def test_a_command_is_needed():
 
 
 @pytest.mark.parametrize(
-    "words, hint", [(["serve", "--prot", "1"], "--port"), (["predict", "a.png", "--modle=x"], "--model")]
+    "words, hint", [(["serve", "--prot", "1"], "--port"), (["predict", "a.png", "--top-kk=1"], "--top-k")]
 )
 def test_an_unknown_flag_is_told_with_the_nearest_name(words, hint):
     assert f"did you mean {hint}" in complaint(run(*words), 2)
@@ -192,6 +198,7 @@ def test_predict_prints_a_line_for_each_image(images, models):
     [
         (["nowhere.png"], "nowhere.png: No such file"),
         (["."], "Is a directory"),
+        (["one.png", "empty.png"], "empty.png: the file is empty"),
         (["one.png", "--model", "dog"], "holds no model dog"),
         (["one.png", "--url", "http://127.0.0.1:1"], "http://127.0.0.1:1: "),
         (["one.png", "--url", "nonsense"], "nonsense: "),

@@ -4,6 +4,7 @@ import io
 import socket
 import time
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import numpy as np
@@ -116,6 +117,20 @@ def test_each_hostile_image_gets_its_answer_within_the_promise(server, name):
     assert response.status_code in statuses, response.text
     assert time.monotonic() - started < PROMISED_S * PATIENCE
     assert response.status_code == 200 or response.headers["content-type"] == "application/problem+json"
+
+
+def test_millions_of_empty_strings_are_refused_and_others_are_answered_meanwhile(start, models):
+    server = start("--models", str(models))
+    body = b'{"images":[' + b'"",' * (19 * 2**20 // 3) + b'""]}'
+    before = server.peak_bytes()
+    with ThreadPoolExecutor(1) as pool, httpx.Client(timeout=PROMISED_S * PATIENCE) as other:
+        headers = {"content-type": "application/json"}
+        asked = pool.submit(httpx.post, f"{server.url}/predict", content=body, headers=headers, timeout=60)
+        while not asked.done():
+            assert other.get(f"{server.url}/healthz").status_code == 200
+
+    assert asked.result().status_code == 413
+    assert server.peak_bytes() - before < 6 * len(body)  # as it arrives, whole, and room to grow; no object a string
 
 
 LARGEST = [name for name in HOSTILE if name.startswith("49 megapixels")]

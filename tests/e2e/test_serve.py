@@ -82,6 +82,13 @@ def test_a_signal_ends_an_idle_server_with_0(start, models, sent):
     assert "drained and stopped" in server.said()
 
 
+def test_an_idle_server_that_may_not_drain_at_all_ends_with_0(start, models):
+    server = start("--models", str(models), "--drain-timeout-s", "0")
+
+    assert server.terminate() == 0
+    assert "did not end" not in server.said()
+
+
 def open_request(url: str, length: int) -> socket.socket:
     """Send the head of a request and the promise of `length` bytes."""
     address = httpx.URL(url)
@@ -122,3 +129,36 @@ def test_a_server_answers_health_while_it_loads_and_predicts_when_it_is_ready(se
     assert httpx.get(f"{server.url}/healthz").json() == {"status": "live"}
     assert httpx.get(f"{server.url}/readyz").json() == {"status": "ready"}
     assert httpx.get(f"{server.url}/docs").status_code == 200
+
+
+# The command with an engine that never comes back from a black image, as one that hangs in native code.
+HANGS_ON_BLACK = """
+import sys, threading
+from foldserve.cli import main
+from service.engine import OnnxEngine
+
+run = OnnxEngine.run
+
+def run_or_hang(self, images, threads=1):
+    if not images.any():
+        print("hanging", flush=True)
+        threading.Event().wait()
+    return run(self, images, threads)
+
+OnnxEngine.run = run_or_hang
+sys.exit(main(sys.argv[1:]))
+"""
+BLACK = encode(Image.new("RGB", (8, 8)), "PNG")
+
+
+def test_a_run_that_never_ends_does_not_keep_the_server_beyond_the_drain(start, models):
+    server = start("--models", str(models), "--drain-timeout-s", "1", "--mode", "off", program=("-c", HANGS_ON_BLACK))
+    assert httpx.post(f"{server.url}/predict", content=IMAGE).status_code == 200
+    with open_request(server.url, len(BLACK)) as connection:
+        connection.sendall(BLACK)
+        server.poll(lambda: "hanging" in server.said(), "the run hangs")
+        server.process.send_signal(signal.SIGTERM)
+
+        assert server.process.wait(30) == 1
+
+    assert "a run did not end in time" in server.said()

@@ -52,11 +52,14 @@ def test_an_image_gets_the_same_bits_alone_and_in_a_batch(mode):
     assert_same_bits_in_every_batch(engine.run, random_pixels(16, mode))
 
 
-def test_options_that_can_change_a_bit_are_pinned():
-    options = open_engine(TinyModel().model_bytes(), CPU)._session.get_session_options()
+@pytest.mark.parametrize("threads", [1, 3])
+def test_options_that_can_change_a_bit_are_pinned(threads):
+    engine = open_engine(TinyModel().model_bytes(), CPU)
+    engine.run(random_pixels(1), threads)
+    options = engine._sessions[threads].get_session_options()
 
     assert options.graph_optimization_level == ort.GraphOptimizationLevel.ORT_ENABLE_ALL
-    assert (options.intra_op_num_threads, options.inter_op_num_threads) == (1, 1)
+    assert (options.intra_op_num_threads, options.inter_op_num_threads) == (threads, 1)
     assert options.use_deterministic_compute
     assert options.get_session_config_entry("session.set_denormal_as_zero") == "0"
     assert options.get_session_config_entry("session.disable_prepacking") == "0"

@@ -76,8 +76,14 @@ def plain_array() -> bytes:
         packed(**{**arrays_of(GOLDEN), "offsets": np.array(["a", "b"])}),
         packed(**{**arrays_of(GOLDEN), "offsets": np.array([0.5, 1.5])}),
         packed(**{**arrays_of(GOLDEN), "tolerance": np.array([1.0, 2.0])}),
+        packed(**{**arrays_of(GOLDEN), "pixels": np.uint8(7)}),
+        packed(**{**arrays_of(GOLDEN), "logits_float64": np.float64(7)}),
+        packed(**{**arrays_of(GOLDEN), "pixels": GOLDEN.pixels[..., 0]}),
     ],
-    ids=["empty", "text", "cut early", "cut late", "npy", "keys", "text offsets", "float offsets", "two tolerances"],
+    ids=[
+        *("empty", "text", "cut early", "cut late", "npy", "keys", "text offsets", "float offsets", "two tolerances"),
+        *("one pixel", "one logit", "no channels"),
+    ],
 )
 def test_a_damaged_golden_file_is_refused(tmp_path, content):
     with pytest.raises(ArtifactError, match=r"golden.npz is damaged"):

@@ -17,7 +17,7 @@ IMAGE = FILES[0]
 
 
 def small(models: Path) -> Settings:
-    return Settings(models=models, device="cpu", lanes=1, max_batch_size=4)
+    return Settings(models=models, device="cpu", lanes=1, max_batch_size=4, mode="off")
 
 
 def nan(images, logits):

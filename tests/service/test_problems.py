@@ -29,7 +29,7 @@ IMAGE = FILES[0]
 
 
 def small(models: Path, **options) -> Settings:
-    return Settings(models=models, **{"device": "cpu", "lanes": 1, **options})
+    return Settings(models=models, **{"device": "cpu", "lanes": 1, "mode": "off", **options})
 
 
 def test_400_for_an_empty_body(ask):

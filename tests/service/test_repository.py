@@ -13,7 +13,7 @@ from service.repository import Repository, versions
 
 
 class NotFinite:
-    def run(self, images):
+    def run(self, images, threads=1):
         return np.array([[0.0, np.nan, 1.0]], np.float32)
 
 

@@ -1,7 +1,5 @@
 """`training.checkpoint`: what is in the file, that it is whole, and which files are refused."""
 
-import resource
-from contextlib import contextmanager
 from dataclasses import MISSING, fields, replace
 from pathlib import Path
 
@@ -10,6 +8,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
+from training_support import disk_of
 
 from training.architectures import ARCHITECTURES, build
 from training.checkpoint import (
@@ -34,17 +33,6 @@ def _network(name: str = "small_cnn") -> nn.Module:
 def _tensors(path: Path) -> dict[str, torch.Tensor]:
     with safe_open(path, framework="pt") as file:
         return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
-
-
-@contextmanager
-def disk_of(size: int):
-    """Let no file grow over `size` bytes: a write beyond fails as on a full disk."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 @pytest.mark.parametrize("name", sorted(ARCHITECTURES))

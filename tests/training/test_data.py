@@ -162,6 +162,14 @@ def test_a_folder_with_a_file_missing_is_passed_over(tmp_path: Path):
         find_idx("small", idx_source(contents), [tmp_path], download=False)
 
 
+def test_files_of_another_set_that_lie_flat_in_the_folder_are_not_taken(tmp_path: Path):
+    mine, other = idx_files(), {**idx_files(seed=1), IDX_STEMS[1]: idx_bytes(np.arange(30)[::-1] % 3)}
+    write_idx(tmp_path, other)
+    with pytest.raises(DataError, match="small is not in"):
+        find_idx("small", idx_source(mine), [tmp_path], download=False)
+    assert find_idx("other", idx_source(other), [tmp_path], download=False) == tmp_path
+
+
 class _Quiet(SimpleHTTPRequestHandler):
     def log_message(self, *_: object) -> None:
         """Leave standard error alone."""

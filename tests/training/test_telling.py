@@ -72,3 +72,9 @@ def test_the_fold_table_has_a_line_for_each_batchnorm_folded_or_kept():
     assert "0.5 … 2" in lines[0]
     assert "8,188 ×" in lines[0], "65,504 / 8: of weight and bias the larger decides"
     assert lines[2].endswith("block3.norm: what feeds it is a ReLU")
+
+
+def test_a_layer_whose_every_weight_is_zero_has_its_line_too():
+    zeros = RECORD.model_copy(update={"scale_min": 0, "scale_max": 0, "weight_max": 0, "bias_max": 0})
+    _, line = fold_table([zeros], []).splitlines()
+    assert "all 0" in line

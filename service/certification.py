@@ -1,0 +1,36 @@
+"""Certifying a model of the repository: what `serve` does for each at load, and `foldserve certify` for one."""
+
+from service.config import Settings, cpu_count
+from service.engine import Device, choose_device, open_engine
+from service.errors import ConfigurationError
+from service.independence.certificate import Certificate, CertificateStore
+from service.independence.certify import Subject, candidates, certify, subject_of
+from service.independence.probe import FULL, QUICK, Report
+from service.repository import Model, Repository
+
+
+def certify_model(model: Model, device: Device, settings: Settings, report: Report) -> Certificate:
+    """Return the certificate of a loaded model, a refusal included. Raises NotCertified as `certify` does."""
+    return certify(_subject(model, device, settings), CertificateStore(settings.state), report=report)
+
+
+def certify_named(
+    name: str, settings: Settings, *, quick: bool, fresh: bool, report: Report
+) -> tuple[Subject, Certificate]:
+    """Load `NAME` or `NAME@VERSION` and certify it; `quick` neither reads nor keeps a certificate.
+
+    Raises ConfigurationError for a version that is no number, ArtifactError, DeviceError or NotCertified.
+    """
+    name, at, version = name.partition("@")
+    if at and not version.isdecimal():
+        raise ConfigurationError(f"{name}@{version}: a version is a positive integer")
+    device = choose_device(settings.device)
+    model = Repository(settings.models, open_engine).load(name, device, int(version) if at else None)
+    subject = _subject(model, device, settings)
+    store = CertificateStore(None if quick else settings.state)
+    return subject, certify(subject, store, fresh=fresh or quick, effort=QUICK if quick else FULL, report=report)
+
+
+def _subject(model: Model, device: Device, settings: Settings) -> Subject:
+    shapes = candidates(cpu_count(), device.used, settings.max_batch_size)
+    return subject_of(model.name, model.version, model.artifact, model.engine, shapes)

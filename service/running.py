@@ -1,0 +1,90 @@
+"""Runs a model's images in its certified shapes only, padded with the one filler. Knows no queue and no web."""
+
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from service.engine import Shape
+from service.independence.certificate import Certificate
+from service.independence.probe import fill
+from service.planning import Planner
+from service.repository import Model
+
+Pixels = NDArray[np.uint8]
+Logits = NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Job:
+    """One image to run; `is_replay`: alone, at the reference shape, whatever the load."""
+
+    pixels: Pixels
+    is_replay: bool = False
+
+
+class Runner:
+    """One model, and the shapes that it may run in. Safe to call from several threads.
+
+    Without a certificate (mode `report` or `off`) it runs whatever comes together, as it comes.
+    """
+
+    def __init__(self, model: Model, certificate: Certificate | None) -> None:
+        self._model = model
+        self._lock = threading.Lock()
+        self._under_way = 0
+        self.is_degraded = False
+        self.reference: Shape | None = None
+        self._planner: Planner | None = None
+        if certificate is not None and certificate.reference is not None:
+            self.reference = certificate.reference.shape
+            served = {record.shape for record in certificate.shapes}
+            costs = {cost.shape.shape: cost.seconds for cost in certificate.measured.costs}
+            self._planner = Planner({shape: cost for shape, cost in costs.items() if shape in served})
+
+    def take(self, waiting: int, idle_lanes: int) -> int:
+        """Return how many of the waiting images an idle lane runs next."""
+        if self._planner is None:
+            return -(-waiting // idle_lanes)
+        return self._planner.take(waiting, idle_lanes)
+
+    def run(self, jobs: Sequence[Job]) -> list[Logits]:
+        """Return the logits (classes,) of each job. Raises InferenceFailed where a model gives what is not finite."""
+        with self._lock:
+            self._under_way += 1
+            alone = self._under_way == 1
+        try:
+            together = [index for index, job in enumerate(jobs) if not job.is_replay]
+            answers: dict[int, Logits] = {}
+            if together:
+                images = np.stack([jobs[index].pixels for index in together])
+                answers = dict(zip(together, self._run_together(images, alone=alone), strict=True))
+            return [answers[index] if index in answers else self.replay(job.pixels) for index, job in enumerate(jobs)]
+        finally:
+            with self._lock:
+                self._under_way -= 1
+
+    def replay(self, pixels: Pixels) -> Logits:
+        """Return the logits (classes,) of one image by itself, at the reference shape."""
+        reference = self.reference or Shape(1, 1)
+        logits: Logits = self._model.run(fill(pixels[np.newaxis], reference.batch_size), reference.threads)[0]
+        return logits
+
+    def degrade(self) -> None:
+        """From now on run at the reference shape only: something gave other bits than certified."""
+        if self.reference is not None:
+            self._planner = Planner({self.reference: 1.0})
+        self.is_degraded = True
+
+    def _run_together(self, images: Pixels, *, alone: bool) -> Logits:
+        planner = self._planner  # read once: degrading may replace it
+        if planner is None:
+            return self._model.run(images)
+        done: list[Logits] = []
+        while images.size:  # after a degradation a batch may be larger than any shape that is left
+            shape = planner.shape(min(len(images), planner.largest), alone=alone and len(images) == 1)
+            part, images = images[: shape.batch_size], images[shape.batch_size :]
+            done.append(self._model.run(fill(part, shape.batch_size), shape.threads)[: len(part)])
+        return done[0] if len(done) == 1 else np.concatenate(done)
