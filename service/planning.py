@@ -24,7 +24,10 @@ class Planner:
         fewest = min(shape.threads for shape in self._costs_s)
         self._crowd = {shape: cost for shape, cost in self._costs_s.items() if shape.threads == fewest}
         self.largest = max(shape.batch_size for shape in self._crowd)
+        # Worked out beforehand: a search at each run would cost a small model a tenth of its time.
         self._firsts = self._first_runs()
+        self._shapes = [_cheapest(self._crowd, max(1, count)) for count in range(self.largest + 1)]
+        self._lone = self._shape_for_one()
 
     def take(self, waiting: int, idle_lanes: int) -> int:
         """Return how many of the waiting images one of the idle lanes runs next; `idle_lanes` counts it."""
@@ -32,15 +35,12 @@ class Planner:
 
     def shape(self, count: int, *, alone: bool) -> Shape:
         """Return the cheapest shape that holds `count` images; `alone`: no other run is under way."""
-        best = self._cheapest(self._crowd, count)
-        if not alone:
-            return best
-        wide = self._cheapest(self._costs_s, count)
-        return wide if self._costs_s[wide] <= WORTH_ALL_CORES * self._costs_s[best] else best
+        return self._lone if alone and count == 1 else self._shapes[count]
 
-    @staticmethod
-    def _cheapest(costs_s: Mapping[Shape, float], count: int) -> Shape:
-        return min((shape for shape in costs_s if shape.batch_size >= count), key=lambda shape: (costs_s[shape], shape))
+    def _shape_for_one(self) -> Shape:
+        wide = _cheapest(self._costs_s, 1)
+        pays = self._costs_s[wide] <= WORTH_ALL_CORES * self._costs_s[self._shapes[1]]
+        return wide if pays else self._shapes[1]
 
     def _first_runs(self) -> list[int]:
         """Return for each number of images how many the first run takes where all runs together take the least time."""
@@ -54,3 +54,7 @@ class Planner:
             seconds.append(best)
             firsts.append(-taken)
         return firsts
+
+
+def _cheapest(costs_s: Mapping[Shape, float], count: int) -> Shape:
+    return min((shape for shape in costs_s if shape.batch_size >= count), key=lambda shape: (costs_s[shape], shape))

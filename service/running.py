@@ -56,12 +56,9 @@ class Runner:
             self._under_way += 1
             alone = self._under_way == 1
         try:
-            together = [index for index, job in enumerate(jobs) if not job.is_replay]
-            answers: dict[int, Logits] = {}
-            if together:
-                images = np.stack([jobs[index].pixels for index in together])
-                answers = dict(zip(together, self._run_together(images, alone=alone), strict=True))
-            return [answers[index] if index in answers else self.replay(job.pixels) for index, job in enumerate(jobs)]
+            together = [job.pixels for job in jobs if not job.is_replay]
+            answers = iter(self._run_together(np.stack(together), alone=alone) if together else ())
+            return [self.replay(job.pixels) if job.is_replay else next(answers) for job in jobs]
         finally:
             with self._lock:
                 self._under_way -= 1
