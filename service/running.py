@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.engine import Shape
+from service.errors import InferenceFailed
 from service.independence.certificate import Certificate
 from service.independence.probe import fill
 from service.planning import Planner
@@ -57,7 +58,10 @@ class Runner:
             alone = self._under_way == 1
         try:
             together = [job.pixels for job in jobs if not job.is_replay]
-            answers = iter(self._run_together(np.stack(together), alone=alone) if together else ())
+            logits = list(self._run_together(np.stack(together), alone=alone)) if together else []
+            if len(logits) != len(together):
+                raise InferenceFailed(f"the engine gave {len(logits)} answers for {len(together)} images")
+            answers = iter(logits)
             return [self.replay(job.pixels) if job.is_replay else next(answers) for job in jobs]
         finally:
             with self._lock:
