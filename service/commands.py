@@ -62,7 +62,7 @@ def _serve(arguments: argparse.Namespace) -> int:
     flags = {name: getattr(arguments, name) for name in _flags()}
     logs.configure("info")
     settings = Settings.load(**flags)
-    logs.configure(settings.log_level)
+    logs.configure(settings.log_level, settings.log_format)
     server.serve(settings)
     return 0
 

@@ -12,6 +12,7 @@
         ├── BodyTooSlow        the body did not arrive in time
         ├── NotComparable      a receipt of another model, form or machine
         ├── CallerGone         the connection closed before there was an answer
+        ├── AnswerUnchanged    the caller holds this very answer already
         ├── TooLarge           more bytes, pixels or images than the limits allow
         ├── UnsupportedFormat  not an image format that is accepted
         ├── InvalidImage       an accepted format that cannot be decoded
@@ -75,6 +76,10 @@ class NotComparable(ServiceError):
 
 class CallerGone(ServiceError):
     """The connection closed before there was an answer; nobody reads this, the metrics count it."""
+
+
+class AnswerUnchanged(ServiceError):
+    """The caller holds this answer: its entity tag is one of those in If-None-Match."""
 
 
 class TooLarge(ServiceError):

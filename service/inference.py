@@ -3,15 +3,16 @@
 import asyncio
 import logging
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, contextmanager
 from functools import partial
 from typing import Literal
 
 from service.batching import Batcher
+from service.caching import AnswerCache
 from service.certification import certify_model
 from service.classifier import Classifier
 from service.config import Settings, cpu_count
+from service.decoding import Decoders
 from service.engine import Device, OpenEngine, choose_device
 from service.errors import (
     FoldserveError,
@@ -107,15 +108,25 @@ class Service:
             logger.error("a run did not end in time; giving it up")
 
     @contextmanager
-    def receiving(self, expected_bytes: int) -> Iterator[None]:
-        """Hold room for a request body while it arrives. Raises QueueFull when the bodies in arrival are too many."""
+    def receiving(self, expected_bytes: int) -> Iterator[Callable[[int], None]]:
+        """Hold room for a request body until it is answered; yields what corrects the size once it is known, in bytes.
+
+        Raises QueueFull when the bodies in hand are too many.
+        """
         if self._bytes_in_flight + expected_bytes > self.settings.max_bytes_in_flight:
-            raise QueueFull("too many request bodies are arriving at once", retry_after_s=1)
-        self._bytes_in_flight += expected_bytes
+            raise QueueFull("the request bodies in hand are too many bytes", retry_after_s=1)
+        held = expected_bytes
+        self._bytes_in_flight += held
+
+        def correct(actual_bytes: int) -> None:
+            nonlocal held
+            self._bytes_in_flight += actual_bytes - held
+            held = actual_bytes
+
         try:
-            yield
+            yield correct
         finally:
-            self._bytes_in_flight -= expected_bytes
+            self._bytes_in_flight -= held
 
     def models(self) -> list[Model]:
         """Return what is served, by name."""
@@ -148,8 +159,8 @@ class Service:
             raise ModelNotFound(
                 f"default_model {settings.default_model} is not in {settings.models}: {', '.join(names)}"
             )
-        decoders = ThreadPoolExecutor(settings.decode_threads or cpu_count(), thread_name_prefix="decode")
-        self._resources.callback(decoders.shutdown, wait=False, cancel_futures=True)
+        decoders = Decoders(settings.decode_threads or cpu_count(), settings.max_pixels_in_flight)
+        self._resources.callback(decoders.shutdown)
         for name in names:
             model = await asyncio.to_thread(repository.load, name, self.device)
             logger.info(
@@ -165,11 +176,12 @@ class Service:
             )
             self._classifiers[name] = await self._open_classifier(model, decoders, self.device)
 
-    async def _open_classifier(self, model: Model, decoders: ThreadPoolExecutor, device: Device) -> Classifier:
+    async def _open_classifier(self, model: Model, decoders: Decoders, device: Device) -> Classifier:
         settings = self.settings
-        metrics = self.metrics.model(model.name, model.version, model.form, model.digest)
+        metrics = self.metrics.model(model.name, model.version, model.form, model.digest, model.manifest)
         certificate = await asyncio.to_thread(self._certify, model, device)
-        runner = Runner(model, certificate if certificate and certificate.verdict == "certified" else None)
+        is_certified = certificate is not None and certificate.verdict == "certified"
+        runner = Runner(model, certificate if is_certified else None, metrics)
         batcher: Batcher[Job, Logits] = Batcher(
             runner.run,
             observer=metrics,
@@ -180,7 +192,8 @@ class Service:
             max_queue_delay_ms=settings.max_queue_delay_ms,
             on_death=self._fail,
         )
-        metrics.depth_from(lambda: batcher.admitted)
+        metrics.depth_from(lambda: batcher.admitted, lambda: batcher.depth)
+        cache = AnswerCache(settings.cache_answers) if is_certified and settings.share_identical else None
         metrics.certificate(certificate.verdict if certificate else "none", certificate.digest if certificate else "")
         spot_check = SpotCheck(
             runner.replay,
@@ -189,7 +202,9 @@ class Service:
         )
         await self._resources.enter_async_context(batcher)
         self._resources.push_async_callback(asyncio.to_thread, spot_check.__enter__().__exit__)
-        return Classifier(model, runner, batcher, decoders, self.accepted, metrics, certificate, spot_check)
+        return Classifier(
+            model, runner, batcher, decoders, self.accepted, metrics, certificate, spot_check, cache=cache
+        )
 
     def _certify(self, model: Model, device: Device) -> Certificate | None:
         """Return the model's certificate, None in mode `off`. Raises NotCertified in mode `strict` when refused."""

@@ -15,15 +15,15 @@ def samples(metrics: Metrics) -> dict[tuple[str, ...], float]:
     }
 
 
-def test_requests_are_counted_by_route_and_code():
+def test_requests_are_counted_by_route_code_and_reason():
     metrics = Metrics()
-    for code in (200, 200, 415):
-        metrics.request("/predict", code)
+    for code, reason in ((200, "ok"), (200, "ok"), (415, "unsupported-format")):
+        metrics.request("/predict", code, reason)
 
     seen = samples(metrics)
 
-    assert seen["foldserve_http_requests_total", "200", "/predict"] == 2
-    assert seen["foldserve_http_requests_total", "415", "/predict"] == 1
+    assert seen["foldserve_http_requests_total", "200", "ok", "/predict"] == 2
+    assert seen["foldserve_http_requests_total", "415", "unsupported-format", "/predict"] == 1
 
 
 def test_readiness_and_device_are_gauges():
@@ -51,10 +51,10 @@ def test_batches_and_their_waiting_times_are_histograms():
 
     seen = samples(metrics)
 
-    assert seen["foldserve_batch_size_sum", "tiny"] == 3
-    assert seen["foldserve_batch_size_count", "tiny"] == 1
-    assert seen["foldserve_stage_duration_seconds_count", "tiny", "queue"] == 3
-    assert seen["foldserve_stage_duration_seconds_sum", "tiny", "infer"] == 0.05
+    assert seen["foldserve_batch_size_sum", "tiny", "1"] == 3
+    assert seen["foldserve_batch_size_count", "tiny", "1"] == 1
+    assert seen["foldserve_stage_duration_seconds_count", "tiny", "queue", "1"] == 3
+    assert seen["foldserve_stage_duration_seconds_sum", "tiny", "infer", "1"] == 0.05
 
 
 def test_outcomes_and_drops_are_counted():
@@ -66,19 +66,19 @@ def test_outcomes_and_drops_are_counted():
 
     seen = samples(metrics)
 
-    assert seen["foldserve_images_total", "tiny", "ok"] == 1
-    assert seen["foldserve_images_total", "tiny", "invalid-image"] == 1
-    assert seen["foldserve_dropped_total", "tiny", "deadline"] == 1
+    assert seen["foldserve_images_total", "tiny", "ok", "1"] == 1
+    assert seen["foldserve_images_total", "tiny", "invalid-image", "1"] == 1
+    assert seen["foldserve_dropped_total", "tiny", "deadline", "1"] == 1
 
 
 def test_the_queue_is_read_when_it_is_asked_for():
     metrics = Metrics()
     waiting = [1, 2, 3]
     metrics.model("tiny", 1, "float", "abc").depth_from(lambda: len(waiting))
-    assert samples(metrics)["foldserve_pending_request_count", "tiny"] == 3
+    assert samples(metrics)["foldserve_pending_request_count", "tiny", "1"] == 3
     waiting.pop()
 
-    assert samples(metrics)["foldserve_pending_request_count", "tiny"] == 2
+    assert samples(metrics)["foldserve_pending_request_count", "tiny", "1"] == 2
 
 
 def test_a_stage_is_timed_even_when_it_fails():
@@ -87,11 +87,11 @@ def test_a_stage_is_timed_even_when_it_fails():
     with pytest.raises(ZeroDivisionError), tiny.timed("decode"):
         assert 1 / 0
 
-    assert samples(metrics)["foldserve_stage_duration_seconds_count", "tiny", "decode"] == 1
+    assert samples(metrics)["foldserve_stage_duration_seconds_count", "tiny", "decode", "1"] == 1
 
 
 def test_two_services_in_one_process_do_not_share_numbers():
     one, other = Metrics(), Metrics()
     one.request("/predict", 200)
 
-    assert ("foldserve_http_requests_total", "200", "/predict") not in samples(other)
+    assert ("foldserve_http_requests_total", "200", "ok", "/predict") not in samples(other)
