@@ -126,7 +126,7 @@ class ModelMetrics:
         self._own = (name, str(version))
         self._gauges: list[tuple[str, tuple[str, ...]]] = []
         self._set("model_info", 1, form, digest)
-        self._degraded = self._of("degraded")
+        self._degraded = self._set("degraded", 0)
         self._batches, self._confidence = self._of("batch_size"), self._of("confidence")
         self._rows, self._padding = self._of("executed_rows"), self._of("padding_rows")
         self._shared, self._hits, self._misses = self._of("shared"), self._of("cache_hits"), self._of("cache_misses")

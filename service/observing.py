@@ -36,7 +36,7 @@ class ObserveRequests:
             return
         names = names_of(scope["headers"])
         scope[REQUEST.name] = names
-        REQUEST.set(names)  # a request has a context of its own, so nothing has to be put back
+        token = REQUEST.set(names)
         started = perf_counter()
 
         async def observing_send(message: Message) -> None:
@@ -45,8 +45,11 @@ class ObserveRequests:
                 self._tell(scope, message["status"], perf_counter() - started)
             await send(message)
 
-        with self._tracing.request(scope):
-            await self._app(scope, receive, observing_send)
+        try:
+            with self._tracing.request(scope):
+                await self._app(scope, receive, observing_send)
+        finally:
+            REQUEST.reset(token)
 
     def _tell(self, scope: Scope, status: int, seconds: float) -> None:
         route, reason = route_of(scope), scope.get(REASON, "ok")

@@ -43,8 +43,11 @@ class Tracing:
         carrier = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
         parent = TraceContextTextMapPropagator().extract(carrier)
         with self._tracer.start_as_current_span(scope["method"], context=parent, kind=SpanKind.SERVER):
-            _CURRENT.set(self)
-            yield
+            token = _CURRENT.set(self)
+            try:
+                yield
+            finally:
+                _CURRENT.reset(token)
 
     def answered(self, route: str, status: int, reason: str) -> None:
         """Name the current request's span by its route, and note how it was answered (HTTP conventions, 1.23)."""

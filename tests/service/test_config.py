@@ -112,6 +112,10 @@ def test_every_wrong_value_is_told():
             {"max_body_bytes": 10, "max_bytes_in_flight": 9},
             r"max_body_bytes \(10\) may not .* max_bytes_in_flight \(9\)",
         ),
+        (
+            {"max_image_pixels": 10, "max_pixels_in_flight": 9},
+            r"max_image_pixels \(10\) may not .* max_pixels_in_flight \(9\)",
+        ),
     ],
 )
 def test_limits_under_which_no_request_of_the_largest_size_could_pass_are_one_line(flags, words):
