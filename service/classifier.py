@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from time import perf_counter
@@ -63,6 +63,12 @@ class Classifier:
         self._accepted = accepted
         self._spot_check = spot_check
         self._cache = cache
+        self.on_answer: Callable[[bytes, Answered], None] | None = None  # a shadow listens here
+
+    @property
+    def is_busy(self) -> bool:
+        """True while images wait for a lane."""
+        return self._batcher.depth > 0
 
     @property
     def shares(self) -> bool:
@@ -84,6 +90,11 @@ class Classifier:
         classify_one = partial(self._classify_one, deadline=deadline, priority=priority, is_replay=is_replay)
         with self._batcher.admit(len(encoded)):
             return list(await asyncio.gather(*map(classify_one, encoded)))
+
+    async def answer(self, pixels: Pixels, *, deadline: float, priority: Priority) -> Logits:
+        """Return the logits (classes,) of decoded pixels. Raises as `classify`, and DeadlineExceeded."""
+        with self._batcher.admit(1):
+            return await self._batcher.submit(Job(pixels), deadline=deadline, priority=priority)
 
     def receipt(self, answered: Answered, key: bytes | None) -> Receipt:
         """Return an answer's receipt, signed where there is a key. Raises MalformedRequest without a certificate."""
@@ -122,9 +133,12 @@ class Classifier:
         except Exception:  # a lone surprise must neither fail its neighbours nor outlive their admission
             logger.exception("an image failed in a way that nobody foresaw")
             return InferenceFailed("the service failed on this image; its log says why")
+        answered = Answered(pixels, logits)
         if not is_replay:
             self._spot_check.offer(pixels, logits)
-        return Answered(pixels, logits)
+            if self.on_answer is not None:
+                self.on_answer(encoded, answered)
+        return answered
 
     def _decode(self, encoded: bytes, hold: Hold, *, with_digest: bool) -> tuple[Pixels, str | None]:
         pixels = decode(encoded, self.model.manifest.preprocessing, self._accepted, hold)

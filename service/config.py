@@ -26,6 +26,9 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix=ENVIRONMENT_PREFIX, frozen=True, extra="forbid", allow_inf_nan=False)
 
     models: Path = Field(Path("models"), description="folder of models, <name>/<version>/model.onnx")
+    watch_interval_s: float = Field(
+        0.0, ge=0, description="how often to look for models that changed in the repository, seconds; 0 never looks"
+    )
     default_model: str | None = Field(
         None, description="model that answers when a request names none [the only one, if there is one]"
     )

@@ -12,6 +12,7 @@
         ├── BodyTooSlow        the body did not arrive in time
         ├── NotComparable      a receipt of another model, form or machine
         ├── CallerGone         the connection closed before there was an answer
+        ├── LoadFailed         a model could not be loaded; what was served is served still
         ├── AnswerUnchanged    the caller holds this very answer already
         ├── TooLarge           more bytes, pixels or images than the limits allow
         ├── UnsupportedFormat  not an image format that is accepted
@@ -76,6 +77,10 @@ class NotComparable(ServiceError):
 
 class CallerGone(ServiceError):
     """The connection closed before there was an answer; nobody reads this, the metrics count it."""
+
+
+class LoadFailed(ServiceError):
+    """A model of the repository could not be loaded; what was served before is served still."""
 
 
 class AnswerUnchanged(ServiceError):

@@ -4,6 +4,7 @@ Names follow Triton's vocabulary where it has one; durations are in seconds. All
 histograms, so that several processes' counts add up. docs/operations.md lists them.
 """
 
+from collections import Counter as Counts
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from time import perf_counter
@@ -48,6 +49,7 @@ class Metrics:
         self._ready = Gauge("ready", "1 while the service takes traffic", **at)
         self._device = Gauge("device_info", "Where models run, and what was asked for", ["requested", "used"], **at)
         self.of_models = _instruments_of_models(at)
+        self._told: Counts[tuple[str, ...]] = Counts()  # how many opened models say each gauge
 
     def exposition(self) -> bytes:
         """Return all metrics in Prometheus's text format, of the media type CONTENT_TYPE."""
@@ -69,7 +71,7 @@ class Metrics:
         self, name: str, version: int, form: str, digest: str, manifest: Manifest | None = None
     ) -> "ModelMetrics":
         """Record that a model is served; return its own instruments."""
-        return ModelMetrics(self.of_models, name, version, form, digest, manifest)
+        return ModelMetrics(self.of_models, self._told, name, version, form, digest, manifest)
 
 
 def _instruments_of_models(at: Any) -> dict[str, Any]:
@@ -107,6 +109,8 @@ def _instruments_of_models(at: Any) -> dict[str, Any]:
         counter("input_pixel_square_sum", "Sum of squares of sampled pixels", "channel"),
         gauge("training_pixel_mean", "Channel mean of the training pixels, 0 to 1", "channel"),
         gauge("training_pixel_deviation", "Channel deviation of the training pixels", "channel"),
+        counter("shadow_images", "Images compared with a shadow, by what came of it", "shadow", "outcome"),
+        gauge("shadow_logit_difference", "Largest difference seen between shadow and stable", "shadow", "label"),
     ))  # fmt: skip
 
 
@@ -116,6 +120,7 @@ class ModelMetrics:
     def __init__(
         self,
         instruments: dict[str, Any],
+        told: "Counts[tuple[str, ...]]",
         name: str,
         version: int,
         form: str,
@@ -123,6 +128,7 @@ class ModelMetrics:
         manifest: Manifest | None = None,
     ) -> None:
         self._all = instruments
+        self._told = told
         self._own = (name, str(version))
         self._gauges: list[tuple[str, tuple[str, ...]]] = []
         self._set("model_info", 1, form, digest)
@@ -138,7 +144,11 @@ class ModelMetrics:
     def retire(self) -> None:
         """Take back what says that the model is served; what was counted stays, as counters must."""
         for name, labels in self._gauges:
-            self._all[name].remove(*self._own, *labels)
+            key = (name, *self._own, *labels)
+            self._told[key] -= 1
+            if not self._told[key]:  # a version that was opened anew says the same
+                self._of(name, *labels).set(0)  # several processes' files cannot forget a series
+                self._all[name].remove(*self._own, *labels)
         self._gauges.clear()
 
     def ran(self, size: int, queue_s: Sequence[float], run_s: float) -> None:
@@ -188,6 +198,14 @@ class ModelMetrics:
         """Record that the model runs at its reference shape only."""
         self._degraded.set(1)
 
+    def shadow(self, shadow: int, outcome: str) -> None:
+        """Count an image that was, or was not, compared with a shadow's version."""
+        self._of("shadow_images", str(shadow), outcome).inc()
+
+    def shadow_difference(self, shadow: int, label: str, difference: float) -> None:
+        """Record the largest logit difference of a class."""
+        self._of("shadow_logit_difference", str(shadow), label).set(difference)
+
     def outcome(self, outcome: str) -> None:
         """Count an answered image."""
         self._of("images", outcome).inc()
@@ -219,6 +237,7 @@ class ModelMetrics:
 
     def _set(self, name: str, value: float, *labels: str) -> Any:
         self._gauges.append((name, labels))
+        self._told[name, *self._own, *labels] += 1
         series = self._of(name, *labels)
         series.set(value)
         return series

@@ -15,6 +15,7 @@ STATUS: dict[type[ServiceError], int] = {
     errors.ModelNotFound: 404,
     errors.BodyTooSlow: 408,
     errors.NotComparable: 409,
+    errors.LoadFailed: 409,
     errors.AnswerUnchanged: 412,  # 304 is for GET and HEAD alone (RFC 9110, section 13.1.2)
     errors.TooLarge: 413,
     errors.UnsupportedFormat: 415,
@@ -31,7 +32,7 @@ TITLE = {
     404: "Not found",
     405: "Method not allowed",
     408: "Body too slow",
-    409: "Not comparable",
+    409: "Conflict",
     412: "Answer unchanged",
     413: "Too large",
     415: "Format not accepted",

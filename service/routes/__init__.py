@@ -6,6 +6,7 @@ from fastapi import Depends, Request
 
 from service.classifier import Classifier
 from service.inference import Service
+from service.logs import REQUEST, RequestNames
 
 CERTIFICATE_HEADER = "Foldserve-Certificate"
 NO_CERTIFICATE = "none"
@@ -15,6 +16,12 @@ def certificate_of(classifier: Classifier) -> str:
     """Return the digest of the certificate that an answer is given under, or `none`."""
     certificate = classifier.certificate
     return certificate.digest if certificate is not None and certificate.verdict == "certified" else NO_CERTIFICATE
+
+
+def request_id_of(request: Request) -> str:
+    """Return the id that this request was given, which decides between stable and canary."""
+    names: RequestNames | None = request.scope.get(REQUEST.name)
+    return "" if names is None else names.request_id
 
 
 def _get_service(request: Request) -> Service:

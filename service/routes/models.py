@@ -3,8 +3,10 @@
 from fastapi import APIRouter
 
 from service.repository import Model
+from service.rollout import Plan
 from service.routes import ServiceDependency
-from service.schemas import ModelBody, ModelDetailBody, ModelsBody
+from service.schemas import FlipBody, ModelBody, ModelDetailBody, ModelsBody, ServingBody, ShadowBody
+from service.shadow import Shadow
 
 router = APIRouter(tags=["models"])
 
@@ -18,7 +20,8 @@ async def list_models(service: ServiceDependency) -> ModelsBody:
 @router.get("/models/{name}")
 async def show_model(name: str, service: ServiceDependency) -> ModelDetailBody:
     """Show a model: labels, preprocessing, what was folded, BatchNorm health, provenance."""
-    classifier = service.classifier(name)
+    deployment = service.deployment(name)
+    classifier = deployment.stable
     model = classifier.model
     described = model.manifest.model_dump(exclude={"schema_version", "name", "labels", "pixels"})
     return ModelDetailBody(
@@ -27,6 +30,31 @@ async def show_model(name: str, service: ServiceDependency) -> ModelDetailBody:
         golden_images=model.golden_images,
         golden_difference=model.golden_difference,
         certificate=classifier.certificate,
+        serving=_serving(deployment.plan),
+        shadow=None if deployment.shadow is None else _compared(deployment.shadow),
+    )
+
+
+def _serving(plan: Plan) -> ServingBody:
+    return ServingBody(
+        stable=plan.stable,
+        canary=plan.canary,
+        canary_share=plan.canary_share,
+        shadow=plan.shadow,
+        loaded=sorted(plan.versions),
+    )
+
+
+def _compared(shadow: Shadow) -> ShadowBody:
+    comparison = shadow.comparison
+    return ShadowBody(
+        version=shadow.version,
+        images=dict(comparison.outcomes),
+        flips=[
+            FlipBody(stable=label, shadow=other, count=count)
+            for (label, other), count in comparison.flips.most_common()
+        ],
+        largest_difference=comparison.differences,
     )
 
 

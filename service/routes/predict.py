@@ -12,7 +12,7 @@ from service.answers import predict_body
 from service.classifier import Classifier, Outcome
 from service.errors import AllImagesFailed, AnswerUnchanged, ServiceError
 from service.problems import slug
-from service.routes import CERTIFICATE_HEADER, ServiceDependency, certificate_of
+from service.routes import CERTIFICATE_HEADER, ServiceDependency, certificate_of, request_id_of
 from service.routes.bodies import expected_bytes, read_uploads
 from service.routes.connection import before, while_connected
 from service.routes.terms import HEADERS, terms_of
@@ -42,17 +42,17 @@ EXTRA = {"requestBody": REQUEST_BODY, "parameters": HEADERS}
 @router.put("/predict", response_model=PredictBody, openapi_extra=EXTRA)
 async def predict(request: Request, query: Annotated[PredictQuery, Query()], service: ServiceDependency) -> Response:
     """Label one image or several: a raw body, multipart parts named `file`, or base64 in JSON."""
-    classifier = service.classifier(query.model, query.version)
     terms = terms_of(request.headers, service.settings)
-    classifier.check_room()
-    started = perf_counter()
-    with service.receiving(expected_bytes(request, service.settings)) as correct:
-        uploads = await before(terms.deadline, read_uploads(request, service.settings))
-        correct(sum(len(upload.encoded) for upload in uploads))
-        _observe(classifier, "read", started)
-        encoded = [upload.encoded for upload in uploads]
-        work = classifier.classify(encoded, deadline=terms.deadline, priority=terms.priority)
-        outcomes = await while_connected(request, work)
+    with service.lease(query.model, query.version, request_id=request_id_of(request)) as classifier:
+        classifier.check_room()
+        started = perf_counter()
+        with service.receiving(expected_bytes(request, service.settings)) as correct:
+            uploads = await before(terms.deadline, read_uploads(request, service.settings))
+            correct(sum(len(upload.encoded) for upload in uploads))
+            _observe(classifier, "read", started)
+            encoded = [upload.encoded for upload in uploads]
+            work = classifier.classify(encoded, deadline=terms.deadline, priority=terms.priority)
+            outcomes = await while_connected(request, work)
     is_whole = _settle(classifier, outcomes)
     started = perf_counter()
     names = [upload.filename for upload in uploads]

@@ -40,10 +40,10 @@ async def verify(
         text, encoded = await before(terms.deadline, read_receipt_and_file(request, service.settings))
         correct(len(encoded))
         receipt = _parse(text)
-        classifier = service.classifier(receipt.model, receipt.version)
-        _check_comparable(receipt, classifier)
-        work = classifier.classify([encoded], deadline=terms.deadline, priority=terms.priority, is_replay=True)
-        (outcome,) = await while_connected(request, work)
+        with service.lease(receipt.model, receipt.version) as classifier:
+            _check_comparable(receipt, classifier)
+            work = classifier.classify([encoded], deadline=terms.deadline, priority=terms.priority, is_replay=True)
+            (outcome,) = await while_connected(request, work)
     if isinstance(outcome, ServiceError):
         raise outcome
     same_pixels = pixels_digest(outcome.pixels) == receipt.pixels
