@@ -17,13 +17,14 @@ from starlette.types import Receive, Scope, Send
 from service import problems
 from service.config import Settings
 from service.engine import OpenEngine, open_engine
-from service.errors import BodyTooSlow, MalformedRequest, RetryLater, ServiceError, TooLarge
+from service.errors import BodyTooSlow, MalformedRequest, NotAuthenticated, RetryLater, ServiceError, TooLarge
 from service.inference import Service
 from service.logs import REQUEST
 from service.metrics import Metrics
 from service.observing import REASON, ObserveRequests, route_of
 from service.routes import models, operations, page, predict, verify
 from service.schemas import Problem
+from service.security import KeyRing
 from service.tracing import Tracing, open_tracing
 
 LINGER_S = 1.0  # how long a refused body is read and thrown away, so that its sender gets to read the answer
@@ -55,6 +56,7 @@ def create_app(
     )
     app.state.service = service
     app.state.tracing = tracing or open_tracing(settings.otlp_endpoint)
+    app.state.keys = KeyRing(settings.api_keys_file, public_predict=settings.public_predict)
     app.add_middleware(ObserveRequests, metrics=metrics, tracing=app.state.tracing, log_requests=settings.log_requests)
     for routes in (predict, verify, models, operations, page):
         app.include_router(routes.router)
@@ -116,6 +118,8 @@ async def _answer_service_error(request: Request, error: Exception) -> Response:
     headers = {"retry-after": str(error.retry_after_s)} if isinstance(error, RetryLater) else {}
     if isinstance(error, BodyTooSlow):
         headers["connection"] = "close"  # the rest of the body is not waited for
+    if isinstance(error, NotAuthenticated):
+        headers["www-authenticate"] = "Bearer"  # RFC 9110, section 11.6.1
     return _respond(request, problems.problem(error), headers)
 
 

@@ -5,10 +5,11 @@ from fastapi import APIRouter
 from service.repository import Model
 from service.rollout import Plan
 from service.routes import ServiceDependency
+from service.routes.access import require_predict
 from service.schemas import FlipBody, ModelBody, ModelDetailBody, ModelsBody, ServingBody, ShadowBody
 from service.shadow import Shadow
 
-router = APIRouter(tags=["models"])
+router = APIRouter(tags=["models"], dependencies=[require_predict])
 
 
 @router.get("/models")

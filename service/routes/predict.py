@@ -13,13 +13,14 @@ from service.classifier import Classifier, Outcome
 from service.errors import AllImagesFailed, AnswerUnchanged, ServiceError
 from service.problems import slug
 from service.routes import CERTIFICATE_HEADER, ServiceDependency, certificate_of, request_id_of
+from service.routes.access import require_predict
 from service.routes.bodies import expected_bytes, read_uploads
 from service.routes.connection import before, while_connected
 from service.routes.terms import HEADERS, terms_of
 from service.schemas import ImagesBody, PredictBody, PredictQuery
 from service.tracing import stage
 
-router = APIRouter(tags=["predict"])
+router = APIRouter(tags=["predict"], dependencies=[require_predict])
 
 FILE = {"type": "string", "format": "binary"}
 REQUEST_BODY = {

@@ -9,12 +9,13 @@ from service.classifier import Classifier
 from service.errors import MalformedRequest, NotComparable, ServiceError
 from service.independence.receipts import Receipt, logits_digest, pixels_digest
 from service.routes import CERTIFICATE_HEADER, ServiceDependency, certificate_of
+from service.routes.access import require_predict
 from service.routes.bodies import expected_bytes, read_receipt_and_file
 from service.routes.connection import before, while_connected
 from service.routes.terms import HEADERS, terms_of
 from service.schemas import VerifyBody
 
-router = APIRouter(tags=["predict"])
+router = APIRouter(tags=["predict"], dependencies=[require_predict])
 
 FORM = {
     "type": "object",
