@@ -22,7 +22,7 @@ from service.inference import Service
 from service.logs import REQUEST
 from service.metrics import Metrics
 from service.observing import REASON, ObserveRequests, route_of
-from service.routes import models, operations, page, predict, verify
+from service.routes import models, operations, page, predict, repository, verify
 from service.schemas import Problem
 from service.security import KeyRing
 from service.tracing import Tracing, open_tracing
@@ -58,7 +58,7 @@ def create_app(
     app.state.tracing = tracing or open_tracing(settings.otlp_endpoint)
     app.state.keys = KeyRing(settings.api_keys_file, public_predict=settings.public_predict)
     app.add_middleware(ObserveRequests, metrics=metrics, tracing=app.state.tracing, log_requests=settings.log_requests)
-    for routes in (predict, verify, models, operations, page):
+    for routes in (predict, verify, models, repository, operations, page):
         app.include_router(routes.router)
     app.mount("/page", page.files)
     app.add_exception_handler(ServiceError, _answer_service_error)
