@@ -72,7 +72,7 @@ def _start(models: Path) -> tuple[int, subprocess.Popen[bytes]]:
         port = probe.getsockname()[1]
     command = [sys.executable, "-m", "foldserve", "serve", "--models", str(models), "--port", str(port)]
     # Every client sends the same image: shared, it would run once for all of them.
-    process = subprocess.Popen([*command, "--log-level", "warning", "--share-identical", "false"])
+    process = subprocess.Popen([*command, "--log-level", "warning", "--no-share-identical"])
     deadline = time.monotonic() + START_TIMEOUT_S
     while b" 200 " not in _ask(port, b"GET /readyz HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n"):
         if process.poll() is not None or time.monotonic() > deadline:

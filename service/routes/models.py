@@ -1,6 +1,8 @@
 """What is served, and everything that its files say about themselves."""
 
-from fastapi import APIRouter
+from typing import Annotated
+
+from fastapi import APIRouter, Query
 
 from service.repository import Model
 from service.rollout import Plan
@@ -8,6 +10,8 @@ from service.routes import ServiceDependency
 from service.routes.access import require_predict
 from service.schemas import FlipBody, ModelBody, ModelDetailBody, ModelsBody, ServingBody, ShadowBody
 from service.shadow import Shadow
+
+Version = Annotated[int | None, Query(ge=1, description="which version, of those that are loaded [the stable one]")]
 
 router = APIRouter(tags=["models"], dependencies=[require_predict])
 
@@ -19,10 +23,10 @@ async def list_models(service: ServiceDependency) -> ModelsBody:
 
 
 @router.get("/models/{name}")
-async def show_model(name: str, service: ServiceDependency) -> ModelDetailBody:
+async def show_model(name: str, service: ServiceDependency, version: Version = None) -> ModelDetailBody:
     """Show a model: labels, preprocessing, what was folded, BatchNorm health, provenance."""
     deployment = service.deployment(name)
-    classifier = deployment.stable
+    classifier = deployment.opened(version).classifier
     model = classifier.model
     described = model.manifest.model_dump(exclude={"schema_version", "name", "labels", "pixels"})
     return ModelDetailBody(

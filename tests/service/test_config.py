@@ -147,3 +147,12 @@ def test_every_setting_has_a_description_and_all_but_secrets_a_flag():
 
 def test_cores_are_those_that_this_process_may_use():
     assert cpu_count() >= 1
+
+
+def test_a_setting_that_is_on_by_default_can_be_switched_off_by_a_flag():
+    parser = argparse.ArgumentParser()
+    commands.register(parser.add_subparsers())
+
+    flags = [vars(parser.parse_args(["serve", *words]))["share_identical"] for words in ([], ["--no-share-identical"])]
+
+    assert flags == [None, False]

@@ -193,6 +193,9 @@ def test_every_loaded_version_answers_who_asks_for_it_and_no_other_does(reposito
             assert assert_own_answer(await ask(client)) == 3
             problem = await client.post("/predict?version=2", content=FILES[0])
             assert "version 1, 3, 4, not 2" in assert_problem(problem, 404, "model-not-found")["detail"]
+            canary = (await client.get("/models/tiny?version=4")).json()
+            assert (canary["version"], canary["certificate"]["version"]) == (4, 4)
+            assert (await client.get("/models/tiny?version=2")).status_code == 404
             return (await client.get("/models/tiny")).json()["serving"]
 
     assert run(scenario()) == {"stable": 3, "canary": 4, "canary_share": 0.0, "shadow": None, "loaded": [1, 3, 4]}
