@@ -27,7 +27,7 @@ class ObserveRequests:
         self._app = app
         self._metrics = metrics
         self._tracing = tracing
-        self._least_logged = {"none": 1000, "errors": 500, "all": 0}[log_requests]
+        self._is_told = {"none": _never, "errors": _is_our_fault, "all": _always}[log_requests]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
@@ -55,12 +55,24 @@ class ObserveRequests:
         route, reason = route_of(scope), scope.get(REASON, "ok")
         self._metrics.request(route, status, reason)
         self._tracing.answered(route, status, reason)
-        if status >= self._least_logged:
+        if self._is_told(status):
             fields = {"method": scope["method"], "route": route, "status": status, "reason": reason}
             fields["milliseconds"] = round(1000 * seconds, 3)
             text = "%s %s %d %s in %.1f ms"
             values = (scope["method"], route, status, reason, 1000 * seconds)
-            logger.log(logging.ERROR if status >= 500 else logging.INFO, text, *values, extra={FIELDS: fields})
+            logger.log(logging.ERROR if _is_our_fault(status) else logging.INFO, text, *values, extra={FIELDS: fields})
+
+
+def _is_our_fault(status: int) -> bool:
+    return status >= 500 and status != 503  # not ready is a state, and its probes would fill the log
+
+
+def _always(_: int) -> bool:
+    return True
+
+
+def _never(_: int) -> bool:
+    return False
 
 
 def route_of(scope: Scope) -> str:

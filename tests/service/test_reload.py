@@ -3,6 +3,7 @@
 import asyncio
 import json
 import shutil
+import threading
 from contextlib import asynccontextmanager
 
 import numpy as np
@@ -137,6 +138,22 @@ def break_version_two(repository, fault: str) -> str:
         return "not a sound ONNX file"
     shutil.copy(repository / "tiny" / "1" / "golden.npz", folder / "golden.npz")
     return "golden image"
+
+
+def test_a_load_that_fails_at_its_second_version_leaves_nothing_of_its_first(repository):
+    async def scenario():
+        async with service_on(repository) as (client, service):
+            tiny(2).write(repository, 2)
+            (tiny(3).write(repository, 3) / "golden.npz").unlink()
+            with pytest.raises(LoadFailed, match=r"golden\.npz is missing"):
+                await service.load("tiny", rollout=Rollout(stable=2, canary=3, canary_share=0.5))
+            spot_checks = [thread for thread in threading.enumerate() if thread.name == "spot-check"]
+            return assert_own_answer(await ask(client)), len(spot_checks), service.metrics.exposition().decode()
+
+    version, spot_checks, metrics = run(scenario())
+
+    assert (version, spot_checks) == (1, 1)
+    assert metrics.count("foldserve_model_info{") == 1
 
 
 def test_after_a_failed_load_a_mended_version_can_be_loaded_and_the_reason_goes(repository):
