@@ -16,6 +16,7 @@ from starlette.types import Receive, Scope, Send
 
 from service import problems
 from service.config import Settings
+from service.crew import Alone, Crew
 from service.engine import OpenEngine, open_engine
 from service.errors import BodyTooSlow, MalformedRequest, NotAuthenticated, RetryLater, ServiceError, TooLarge
 from service.inference import Service
@@ -38,14 +39,17 @@ def create_app(
     *,
     open_engine: OpenEngine = open_engine,
     on_failure: Callable[[BaseException], None] | None = None,
+    crew: Crew | None = None,
     tracing: Tracing | None = None,
 ) -> FastAPI:
     """Build the service. Models load once it starts; until then it is live and not ready.
 
-    `on_failure` is told what ended the service for good. Raises ConfigurationError.
+    `on_failure` is told what ended the service for good; `crew` are the processes that serve with this one.
+    Raises ConfigurationError.
     """
-    metrics = Metrics()
-    service = Service(settings, metrics, open_engine, on_failure)
+    crew = crew or Alone()
+    metrics = Metrics(crew.number)
+    service = Service(settings, metrics, open_engine, on_failure, crew)
     app: FastAPI = FastAPIOffline(
         title="foldserve",
         version=version("foldserve"),
@@ -77,10 +81,12 @@ def _document(title: str) -> dict[str, Any]:
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     service: Service = app.state.service
     loading = asyncio.create_task(service.start())
+    watching = asyncio.create_task(service.watch_runs())
     yield
     service.begin_drain()
     loading.cancel()
-    await asyncio.gather(loading, return_exceptions=True)
+    watching.cancel()
+    await asyncio.gather(loading, watching, return_exceptions=True)
     await service.stop()
     app.state.tracing.close()
 

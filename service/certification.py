@@ -1,5 +1,7 @@
 """Certifying a model of the repository: what `serve` does for each at load, and `foldserve certify` for one."""
 
+from collections.abc import Mapping
+
 from service.config import Settings, cpu_count
 from service.engine import Device, choose_device, open_engine
 from service.errors import ConfigurationError
@@ -9,9 +11,16 @@ from service.independence.probe import FULL, QUICK, Report
 from service.repository import Model, Repository
 
 
-def certify_model(model: Model, device: Device, settings: Settings, report: Report) -> Certificate:
-    """Return the certificate of a loaded model, a refusal included. Raises NotCertified as `certify` does."""
-    return certify(_subject(model, device, settings), CertificateStore(settings.state), report=report)
+def certify_model(
+    model: Model, device: Device, settings: Settings, report: Report, made_beside: Mapping[str, Certificate]
+) -> Certificate:
+    """Return the certificate of a loaded model, a refusal included.
+
+    `made_beside`: certificates that other processes of this service have just made here, by fingerprint digest; one
+    of the same fingerprint is taken over without a probe. Raises NotCertified as `certify` does.
+    """
+    store = CertificateStore(settings.state)
+    return certify(_subject(model, device, settings), store, report=report, made_beside=made_beside)
 
 
 def certify_named(

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from service.batching import Batcher
 from service.caching import AnswerCache
 from service.decoding import Decoders
-from service.errors import InferenceFailed, MalformedRequest, ServiceError
+from service.errors import EngineLost, InferenceFailed, MalformedRequest, ServiceError
 from service.independence.certificate import Certificate
 from service.independence.receipts import Receipt, logits_digest, pixels_digest
 from service.independence.spotcheck import SpotCheck
@@ -23,6 +23,8 @@ from service.queueing import Priority
 from service.repository import Model
 from service.running import Job, Logits, Pixels, Runner
 from service.tracing import stage
+
+EXAMINED_AFTER_S = (0.0, 0.5, 2.0)  # so that a passing shortage of memory is no end
 
 logger = logging.getLogger(__name__)
 
@@ -53,6 +55,7 @@ class Classifier:
         spot_check: SpotCheck,
         *,
         cache: AnswerCache | None = None,
+        on_loss: Callable[[BaseException], None],
     ) -> None:
         self.model = model
         self.runner = runner
@@ -63,6 +66,8 @@ class Classifier:
         self._accepted = accepted
         self._spot_check = spot_check
         self._cache = cache
+        self._on_loss = on_loss
+        self._examination: asyncio.Task[None] | None = None
         self.on_answer: Callable[[bytes, Answered], None] | None = None  # a shadow listens here
 
     @property
@@ -127,6 +132,7 @@ class Classifier:
                 self._keep(digest, logits)
         except InferenceFailed as error:
             logger.error("%s: %s", error, error.__cause__)
+            self._suspect()
             return error
         except ServiceError as error:
             return error
@@ -139,6 +145,23 @@ class Classifier:
             if self.on_answer is not None:
                 self.on_answer(encoded, answered)
         return answered
+
+    def _suspect(self) -> None:
+        if self._examination is None or self._examination.done():
+            self._examination = asyncio.create_task(self._examine())
+
+    async def _examine(self) -> None:
+        """Tell `on_loss` when not even a golden image can be answered, thrice: a lost device, or no memory at all."""
+        golden = self.model.artifact.golden.pixels[0]
+        for wait_s in EXAMINED_AFTER_S:
+            await asyncio.sleep(wait_s)
+            try:
+                await asyncio.to_thread(self.runner.replay, golden)
+            except Exception as error:  # noqa: BLE001 - whatever the runtime raises, it is its third
+                problem = error
+            else:
+                return
+        self._on_loss(EngineLost(f"model {self.model.name} fails even on its golden image: {problem}"))
 
     def _decode(self, encoded: bytes, hold: Hold, *, with_digest: bool) -> tuple[Pixels, str | None]:
         pixels = decode(encoded, self.model.manifest.preprocessing, self._accepted, hold)

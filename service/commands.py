@@ -17,6 +17,7 @@ def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     serve = subparsers.add_parser("serve", help="serve the models over REST", description="Serve models over REST.")
     for name in _flags():
         _add_flag(serve, name, Settings.model_fields[name])
+    serve.add_argument("--dry-run", action="store_true", help="load, certify, predict the golden images, and exit")
     serve.set_defaults(run=_serve)
     certify = subparsers.add_parser(
         "certify",
@@ -65,14 +66,34 @@ def _metavar(annotation: Any) -> str:
 
 
 def _serve(arguments: argparse.Namespace) -> int:
-    from service import logs, server
+    from service import logs
 
     flags = {name: getattr(arguments, name) for name in _flags()}
     logs.configure("info")
     settings = Settings.load(**flags)
     logs.configure(settings.log_level, settings.log_format)
-    server.serve(settings)
+    if arguments.dry_run:
+        return _rehearse(settings)
+    if settings.workers > 1:
+        from service.workers.supervisor import supervise  # without the runtime and the models
+
+        supervise(settings)
+    else:
+        from service.server import serve
+
+        serve(settings)
     return 0
+
+
+def _rehearse(settings: Settings) -> int:
+    import asyncio
+
+    from service.rehearsal import rehearse
+
+    rehearsals = asyncio.run(rehearse(settings))
+    for one in rehearsals:
+        print(one.line)
+    return 0 if all(one.is_right for one in rehearsals) else 1
 
 
 def _certify(arguments: argparse.Namespace) -> int:

@@ -3,7 +3,9 @@
 Flags win over environment variables (`FOLDSERVE_` and the upper-case name), those over the defaults here.
 """
 
+import json
 import logging
+import math
 import os
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -55,7 +57,14 @@ class Settings(BaseSettings):
         None, description="file of hashed API keys, made by `foldserve keys add` and re-read when it changes"
     )
     public_predict: bool = Field(False, description="let everybody predict although there is a file of API keys")
-    lanes: int = Field(0, ge=0, description="batches that run at once, one thread each [0: one per core on a CPU]")
+    workers: int = Field(
+        1, ge=1, le=256, description="processes that serve, each with its share of the cores, the queue and the bytes"
+    )
+    lanes: int = Field(
+        0,
+        ge=0,
+        description="batches that a process runs at once, one thread each [0: one per core of its share on a CPU]",
+    )
     max_batch_size: int = Field(8, ge=1, description="most images in one run")
     max_queue_delay_ms: float = Field(0.0, ge=0, description="how long an idle engine waits for company, milliseconds")
     max_queue_size: int = Field(512, ge=1, description="images admitted and not yet answered")
@@ -71,7 +80,17 @@ class Settings(BaseSettings):
         0, ge=0, description="answers kept for images that come again; only under a certificate, with share_identical"
     )
     body_timeout_s: float = Field(10.0, gt=0, description="time a request body may take to arrive, seconds")
+    grace_s: float = Field(
+        2.0, ge=0, description="after SIGTERM: time for which what still arrives is answered, seconds"
+    )
     drain_timeout_s: float = Field(30.0, ge=0, description="time that accepted work gets at shutdown, seconds")
+    run_timeout_s: float = Field(60.0, gt=0, description="a run that takes longer hangs, and the process ends, seconds")
+    worker_timeout_s: float = Field(
+        30.0, gt=0, description="a worker that is silent for so long is killed and replaced, seconds"
+    )
+    max_connections: int = Field(
+        0, ge=0, description="connections that a process holds [0: what its limit of open files allows]"
+    )
     max_body_bytes: int = Field(20 * 2**20, ge=1, description="largest request body, bytes")
     max_bytes_in_flight: int = Field(
         256 * 2**20, ge=1, description="bodies that arrive or wait for their answer, all together, bytes"
@@ -114,6 +133,31 @@ class Settings(BaseSettings):
             )
         return self
 
+    @property
+    def cores_share(self) -> int:
+        """The cores that one of the workers may use."""
+        return max(1, cpu_count() // self.workers)
+
+    @property
+    def queue_share(self) -> int:
+        """The images that one of the workers admits; one whole request always fits."""
+        return max(self.max_images, math.ceil(self.max_queue_size / self.workers))
+
+    @property
+    def bytes_share(self) -> int:
+        """The bytes that one of the workers holds at once; one whole body always fits."""
+        return max(self.max_body_bytes, self.max_bytes_in_flight // self.workers)
+
+    @property
+    def pixels_share(self) -> int:
+        """The pixels that one of the workers decodes at once; one whole image always fits."""
+        return max(self.max_image_pixels, self.max_pixels_in_flight // self.workers)
+
+    def to_json(self) -> str:
+        """Return all settings, secrets in clear: for the pipe to a worker, never for a log."""
+        secrets = {name: value.get_secret_value() for name, value in self if isinstance(value, SecretStr)}
+        return json.dumps(self.model_dump(mode="json") | secrets)
+
     @classmethod
     def load(cls, **flags: Any) -> Self:
         """Read the environment, let the flags that are not None win, and validate.
@@ -137,6 +181,11 @@ def pin_cuda_arithmetic() -> None:
     """Set what CUDA's libraries read once, when they are loaded, and no option of ONNX Runtime can set."""
     os.environ.setdefault("NVIDIA_TF32_OVERRIDE", "0")  # where a plan without TF32 is missing, one with it is taken
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":16:8")  # too little room to split sums by the batch's size
+
+
+def environment_with(**variables: str) -> dict[str, str]:
+    """Return this process's environment and more, for a child of it."""
+    return {**os.environ, **variables}
 
 
 def cpu_count() -> int:

@@ -5,6 +5,8 @@
     ├── ArtifactError          a model file is missing, damaged, or fails its own golden images
     ├── NotCertified           a model's batch independence could not be shown, and the mode is strict
     ├── DeviceError            the device asked for cannot be had
+    ├── EngineLost             a run hangs, or the engine fails at everything: the process ends
+    ├── WorkersLost            workers keep dying: the process ends
     ├── AddressUnavailable     the address to listen on cannot be had
     └── ServiceError           a request cannot be answered
         ├── MalformedRequest   the body or a query parameter is not of the documented form
@@ -51,6 +53,14 @@ class NotCertified(FoldserveError):
 
 class DeviceError(FoldserveError):
     """The device that was asked for cannot be had."""
+
+
+class EngineLost(FoldserveError):
+    """A run hangs, or the engine fails at everything; nothing but a new process mends it."""
+
+
+class WorkersLost(FoldserveError):
+    """Workers keep dying, or one could not even start."""
 
 
 class AddressUnavailable(FoldserveError):

@@ -1,4 +1,4 @@
-"""Which models are served, and whether they are: loading → ready → draining, or failed. Knows no HTTP.
+"""Which models are served, and whether they are: loading → ready → retiring → draining, or failed. No HTTP.
 
 Loading a model is all or nothing: every version of its plan is loaded, certified, warmed and checked beside those that
 answer; then the plan is switched in one assignment, and what it no longer names is drained. Where anything fails, what
@@ -7,25 +7,27 @@ was served is served still.
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AsyncExitStack, contextmanager
-from typing import Literal
+from typing import Any, Literal
 
 from service.artifact import MODEL_NAME, versions
 from service.classifier import Classifier
-from service.config import Settings, cpu_count
+from service.config import Settings
+from service.crew import Crew
 from service.decoding import Decoders
 from service.deployment import Deployment, IndexEntry, deploy, index_of
 from service.engine import Device, OpenEngine, choose_device
-from service.errors import FoldserveError, LoadFailed, MalformedRequest, ModelNotFound, NotReady, QueueFull
+from service.errors import EngineLost, FoldserveError, LoadFailed, MalformedRequest, ModelNotFound, NotReady, QueueFull
 from service.metrics import Metrics
-from service.opening import Opener
+from service.opening import Opener, degrade
 from service.preprocessing import Accepted, open_formats
 from service.repository import Model, Repository
 from service.rollout import Rollout, read_rollout
 from service.watching import Watcher
 
-Status = Literal["loading", "ready", "draining", "failed"]
+Status = Literal["loading", "ready", "retiring", "draining", "failed"]
+WATCH_EVERY_S = 0.5
 LAST_RUN_S = 2.0  # the server has waited `drain_timeout_s` for every answer before it stops the service
 
 logger = logging.getLogger(__name__)
@@ -39,7 +41,8 @@ class Service:
         settings: Settings,
         metrics: Metrics,
         open_engine: OpenEngine,
-        on_failure: Callable[[BaseException], None] | None = None,
+        on_failure: Callable[[BaseException], None] | None,
+        crew: Crew,
     ) -> None:
         self.settings = settings
         self.metrics = metrics
@@ -47,6 +50,11 @@ class Service:
         self.is_stuck = False  # True when a run outlived the drain: its thread cannot be ended
         self.device: Device | None = None
         self.accepted = Accepted(open_formats(settings.formats), settings.max_image_pixels)
+        self.crew = crew
+        crew.on("load", self._load)
+        crew.on("unload", self._unload)
+        crew.on("degrade", self._degrade)
+        crew.on("refresh metrics", self._refresh_metrics)
         self._open_engine = open_engine
         self._on_failure = on_failure
         self._deployments: dict[str, Deployment] = {}
@@ -78,14 +86,25 @@ class Service:
 
     @property
     def is_ready(self) -> bool:
-        """True while requests are answered."""
-        return self.status == "ready"
+        """True while requests should come; with others, once all were ready and while one is."""
+        view = self.crew.view
+        return self.status == "ready" and (view is None or view.is_ready)
+
+    @property
+    def is_answering(self) -> bool:
+        """True while requests are answered: also after SIGTERM, while some still come."""
+        return self.status in {"ready", "retiring"}
 
     async def start(self) -> None:
         """Load every model of the repository; on failure tell `on_failure` and be `failed`."""
-        watcher = Watcher(self.settings.models) if self.settings.watch_interval_s else None
+        is_watching = self.settings.watch_interval_s and self.crew.number in {
+            None,
+            0,
+        }  # one looks, and tells the others
+        watcher = Watcher(self.settings.models) if is_watching else None
         try:
             await self._load_all()
+            await self.crew.joined([self._loaded(one) for one in self.deployments()])
         except Exception as error:
             self._fail(error)
             if not isinstance(error, FoldserveError):
@@ -97,6 +116,22 @@ class Service:
                 self._resources.callback(asyncio.create_task(self._watch(watcher)).cancel)
             served = ", ".join(f"{one.model.name} version {one.model.version}" for one in self.classifiers())
             logger.info("ready: serving %s on %s", served, self.device.used if self.device else "?")
+
+    async def watch_runs(self) -> None:
+        """Fail when a run takes so long that its thread must hang; runs until cancelled."""
+        limit_s = self.settings.run_timeout_s
+        while self.status != "failed":
+            await asyncio.sleep(WATCH_EVERY_S)
+            opened = [one for deployment in self.deployments() for one in deployment.classifiers()]
+            if hanging := [one.model.name for one in opened if one.runner.longest_run_s > limit_s]:
+                self.is_stuck = True
+                self._fail(EngineLost(f"a run of model {hanging[0]} hangs: it has taken more than {limit_s:g} s"))
+
+    def retire(self) -> None:
+        """Be ready no more, while what still arrives is answered."""
+        if self.status in {"loading", "ready"}:
+            self.status = "retiring" if self.status == "ready" else "draining"
+        self.metrics.ready(False)
 
     def begin_drain(self) -> None:
         """Be ready no more; a probe under way ends at its next step."""
@@ -120,7 +155,7 @@ class Service:
 
         Raises QueueFull when the bodies in hand are too many.
         """
-        if self._bytes_in_flight + expected_bytes > self.settings.max_bytes_in_flight:
+        if self._bytes_in_flight + expected_bytes > self.settings.bytes_share:
             raise QueueFull("the request bodies in hand are too many bytes", retry_after_s=1)
         held = expected_bytes
         self._bytes_in_flight += held
@@ -144,7 +179,7 @@ class Service:
 
         Raises NotReady, ModelNotFound, or MalformedRequest when a name is needed.
         """
-        if not self.is_ready:
+        if not self.is_answering:
             raise NotReady(f"the service is {self.status}", retry_after_s=1)
         name = name or self.settings.default_model
         if name is None and len(self._deployments) > 1:
@@ -181,8 +216,16 @@ class Service:
     async def load(self, name: str, version: int | None = None, rollout: Rollout | None = None) -> None:
         """Bring a model to what its serving.json says, or `rollout`; with a `version`, that one becomes stable.
 
+        So does every process of the crew, once it has succeeded in this one.
         Raises ModelNotFound, NotReady, or LoadFailed; then what was served is served still.
         """
+        asked = None if rollout is None else rollout.model_dump(mode="json", exclude_unset=True)
+        order = {"name": name, "version": version, "rollout": asked}
+        await self.crew.tell_all("load", order, kept_as=f"model {name}")
+
+    async def _load(self, order: Mapping[str, Any]) -> dict[str, Any]:
+        name, version = order["name"], order["version"]
+        rollout = None if order["rollout"] is None else Rollout.model_validate(order["rollout"])
         async with self._changing:
             if self._opener is None or self.status in {"draining", "failed"}:
                 raise NotReady(f"the service is {self.status}", retry_after_s=1)
@@ -196,9 +239,24 @@ class Service:
                 kept = f"; version {served.plan.stable} is served still" if served else ""
                 logger.error("model %s could not be loaded: %s%s", name, error, kept)
                 raise LoadFailed(f"model {name} could not be loaded: {error}{kept}") from error
+            return self._loaded(self._deployments[name])
+
+    def _loaded(self, deployment: Deployment) -> dict[str, Any]:
+        """Return what the rest of the crew needs to serve the very same: the plan as it came out, and certificates."""
+        made = [one.certificate for one in deployment.classifiers() if one.certificate is not None]
+        rollout = Rollout.of(deployment.plan).model_dump(mode="json")
+        order = {"name": deployment.name, "version": None, "rollout": rollout}
+        return {"order": order, "certificates": [one.model_dump(mode="json") for one in made]}
 
     async def unload(self, name: str) -> None:
-        """Serve a model no more; what was accepted is answered. Raises ModelNotFound where it is not served."""
+        """Serve a model no more, in no process; what was accepted is answered.
+
+        Raises ModelNotFound where it is not served.
+        """
+        await self.crew.tell_all("unload", {"name": name}, kept_as=f"model {name}")
+
+    async def _unload(self, order: Mapping[str, Any]) -> None:
+        name = order["name"]
         async with self._changing:
             if name not in self._deployments:
                 raise ModelNotFound(f"no model {name} is served; served are {', '.join(self._deployments) or 'none'}")
@@ -258,12 +316,13 @@ class Service:
         self.device = await asyncio.to_thread(choose_device, settings.device)
         self.metrics.device(self.device.requested, self.device.used)
         repository = Repository(settings.models, self._open_engine)
-        names = repository.names()
+        told = {order["name"]: Rollout.model_validate(order["rollout"]) for order in self.crew.loaded or ()}
+        names = repository.names() if self.crew.loaded is None else sorted(told)
         if settings.default_model is not None and settings.default_model not in names:
             raise ModelNotFound(
                 f"default_model {settings.default_model} is not in {settings.models}: {', '.join(names)}"
             )
-        decoders = Decoders(settings.decode_threads or cpu_count(), settings.max_pixels_in_flight)
+        decoders = Decoders(settings.decode_threads or settings.cores_share, settings.pixels_share)
         self._resources.callback(decoders.shutdown)
         self._resources.push_async_callback(self._close_all)
         self._opener = Opener(
@@ -273,18 +332,32 @@ class Service:
             decoders,
             self.accepted,
             self.metrics,
+            crew=self.crew,
             is_ending=lambda: self.status in {"draining", "failed"},
             on_death=self._fail,
         )
         async with self._changing:
             for name in names:
-                await self._bring(name, None, None)
+                await self._bring(name, None, told.get(name))
 
     async def _close_all(self) -> None:
         await asyncio.gather(*(deployment.close() for deployment in self.deployments()), *self._retiring)
 
+    async def _degrade(self, order: Mapping[str, Any]) -> None:
+        deployment = self._deployments.get(order["model"])
+        for one in deployment.classifiers() if deployment is not None else ():
+            if one.model.version == order["version"]:
+                degrade(one.model, one.runner, one.metrics)
+
+    async def _refresh_metrics(self, _: Mapping[str, Any]) -> None:
+        self.metrics.refresh()
+
     def _fail(self, error: BaseException) -> None:
+        if self.status == "failed":
+            return
         self.status = "failed"
+        logger.error("the service failed: %s", error)
+        self.crew.leave(str(error))
         self.metrics.ready(False)
         if self._on_failure is not None:
             self._on_failure(error)

@@ -19,12 +19,16 @@ from prometheus_client import (
     Histogram,
     disable_created_metrics,
     generate_latest,
+    values,
 )
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
+from prometheus_client.multiprocess import MultiProcessCollector
 
 from service.artifact import Manifest
 
 Stage = Literal["read", "decode", "queue", "infer", "encode"]
+
+Merged = Literal["livemax", "livesum"]  # of several workers' gauges: they agree, or they add up
 
 STAGES: tuple[Stage, ...] = ("read", "decode", "queue", "infer", "encode")
 SECONDS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
@@ -38,7 +42,16 @@ SAMPLED_SIDE = 32  # drift looks at a grid of at most about 32 × 32 pixels of a
 class Metrics:
     """All instruments of one service."""
 
-    def __init__(self) -> None:
+    def __init__(self, worker: int | None = None) -> None:
+        """Make the instruments; with a `worker`'s number, in files that it shares with the other workers.
+
+        Such files outlive a process that is killed, and its successor of the same number counts on.
+        """
+        self._merged: CollectorRegistry | None = None
+        if worker is not None:
+            values.ValueClass = values.MultiProcessValue(lambda: worker)  # type: ignore[no-untyped-call]
+            self._merged = CollectorRegistry()
+            MultiProcessCollector(self._merged)  # type: ignore[no-untyped-call]
         disable_created_metrics()  # type: ignore[no-untyped-call] # a second series for each, which nobody reads
         self._registry = CollectorRegistry()
         at: Any = {"namespace": "foldserve", "registry": self._registry}
@@ -46,14 +59,24 @@ class Metrics:
             "http_requests", "HTTP requests by route, status code, and `ok` or the problem's type",
             ["route", "code", "reason"], **at,
         )  # fmt: skip
-        self._ready = Gauge("ready", "1 while the service takes traffic", **at)
-        self._device = Gauge("device_info", "Where models run, and what was asked for", ["requested", "used"], **at)
+        self._ready = Gauge("ready", "1 while the service takes traffic", multiprocess_mode="livemin", **at)
+        self._device = Gauge(
+            "device_info", "Where models run, and what was asked for", ["requested", "used"],
+            multiprocess_mode="livemax", **at,
+        )  # fmt: skip
         self.of_models = _instruments_of_models(at)
+        self._open: set[ModelMetrics] = set()
         self._told: Counts[tuple[str, ...]] = Counts()  # how many opened models say each gauge
 
     def exposition(self) -> bytes:
         """Return all metrics in Prometheus's text format, of the media type CONTENT_TYPE."""
-        return generate_latest(self._registry)
+        self.refresh()
+        return generate_latest(self._registry if self._merged is None else self._merged)
+
+    def refresh(self) -> None:
+        """Bring the gauges up to date that are read only when somebody asks."""
+        for model in self._open:
+            model.refresh()
 
     def request(self, route: str, code: int, reason: str = "ok") -> None:
         """Count an answered HTTP request."""
@@ -71,7 +94,7 @@ class Metrics:
         self, name: str, version: int, form: str, digest: str, manifest: Manifest | None = None
     ) -> "ModelMetrics":
         """Record that a model is served; return its own instruments."""
-        return ModelMetrics(self.of_models, self._told, name, version, form, digest, manifest)
+        return ModelMetrics(self.of_models, self._told, self._open, name, version, form, digest, manifest)
 
 
 def _instruments_of_models(at: Any) -> dict[str, Any]:
@@ -80,8 +103,8 @@ def _instruments_of_models(at: Any) -> dict[str, Any]:
     def counter(name: str, text: str, *labels: str) -> tuple[str, Counter]:
         return name, Counter(name, text, [*OF_MODEL, *labels], **at)
 
-    def gauge(name: str, text: str, *labels: str) -> tuple[str, Gauge]:
-        return name, Gauge(name, text, [*OF_MODEL, *labels], **at)
+    def gauge(name: str, text: str, *labels: str, mode: Merged = "livemax") -> tuple[str, Gauge]:
+        return name, Gauge(name, text, [*OF_MODEL, *labels], multiprocess_mode=mode, **at)
 
     def histogram(name: str, text: str, *labels: str, buckets: Sequence[float]) -> tuple[str, Histogram]:
         return name, Histogram(name, text, [*OF_MODEL, *labels], buckets=buckets, **at)
@@ -90,8 +113,8 @@ def _instruments_of_models(at: Any) -> dict[str, Any]:
         gauge("model_info", "What is served", "form", "digest"),
         gauge("certificate_info", "Verdict and digest", "verdict", "digest"),
         gauge("degraded", "1 while a model runs at its reference shape only"),
-        gauge("pending_request_count", "Images admitted and not yet answered"),
-        gauge("queue_depth", "Images that wait for a lane"),
+        gauge("pending_request_count", "Images admitted and not yet answered", mode="livesum"),
+        gauge("queue_depth", "Images that wait for a lane", mode="livesum"),
         counter("images", "Images by outcome: ok or the problem's type", "outcome"),
         histogram("stage_duration_seconds", "Time in a stage of the way", "stage", buckets=SECONDS),
         histogram("batch_size", "Images that ran together", buckets=SIZES),
@@ -121,6 +144,7 @@ class ModelMetrics:
         self,
         instruments: dict[str, Any],
         told: "Counts[tuple[str, ...]]",
+        open_models: "set[ModelMetrics]",
         name: str,
         version: int,
         form: str,
@@ -130,7 +154,10 @@ class ModelMetrics:
         self._all = instruments
         self._told = told
         self._own = (name, str(version))
+        self._open = open_models
+        self._open.add(self)
         self._gauges: list[tuple[str, tuple[str, ...]]] = []
+        self._depths: list[tuple[Any, Callable[[], int]]] = []
         self._set("model_info", 1, form, digest)
         self._degraded = self._set("degraded", 0)
         self._batches, self._confidence = self._of("batch_size"), self._of("confidence")
@@ -143,12 +170,14 @@ class ModelMetrics:
 
     def retire(self) -> None:
         """Take back what says that the model is served; what was counted stays, as counters must."""
+        self._open.discard(self)
         for name, labels in self._gauges:
             key = (name, *self._own, *labels)
             self._told[key] -= 1
             if not self._told[key]:  # a version that was opened anew says the same
                 self._of(name, *labels).set(0)  # several processes' files cannot forget a series
-                self._all[name].remove(*self._own, *labels)
+                if values.ValueClass is values.MutexValue:
+                    self._all[name].remove(*self._own, *labels)
         self._gauges.clear()
 
     def ran(self, size: int, queue_s: Sequence[float], run_s: float) -> None:
@@ -212,8 +241,12 @@ class ModelMetrics:
 
     def depth_from(self, admitted: Callable[[], int], waiting: Callable[[], int] = lambda: 0) -> None:
         """Let the gauges of admitted and of waiting images ask whenever they are scraped."""
-        self._set("pending_request_count", 0).set_function(admitted)
-        self._set("queue_depth", 0).set_function(waiting)
+        self._depths = [(self._set("pending_request_count", 0), admitted), (self._set("queue_depth", 0), waiting)]
+
+    def refresh(self) -> None:
+        """Ask for the gauges that are read only when somebody asks."""
+        for gauge, read in self._depths:
+            gauge.set(read())
 
     def observe(self, stage: Stage, seconds: float) -> None:
         """Record the duration of one stage."""

@@ -10,7 +10,8 @@ from service.batching import Batcher
 from service.caching import AnswerCache
 from service.certification import certify_model
 from service.classifier import Classifier
-from service.config import Settings, cpu_count
+from service.config import Settings
+from service.crew import Crew
 from service.decoding import Decoders
 from service.engine import Device
 from service.errors import NotCertified, NotReady
@@ -70,6 +71,7 @@ class Opener:
         accepted: Accepted,
         metrics: Metrics,
         *,
+        crew: Crew,
         is_ending: Callable[[], bool],
         on_death: Callable[[BaseException], None],
     ) -> None:
@@ -79,6 +81,7 @@ class Opener:
         self._decoders = decoders
         self._accepted = accepted
         self._metrics = metrics
+        self._crew = crew
         self._is_ending = is_ending
         self._on_death = on_death
 
@@ -107,21 +110,23 @@ class Opener:
             observer=metrics,
             take=runner.take,
             max_batch_size=settings.max_batch_size,
-            max_queue_size=settings.max_queue_size,
-            lanes=lanes or settings.lanes or (cpu_count() if self._device.used == "cpu" else 1),
+            max_queue_size=settings.queue_share,
+            lanes=lanes or settings.lanes or (settings.cores_share if self._device.used == "cpu" else 1),
             max_queue_delay_ms=settings.max_queue_delay_ms,
             on_death=self._on_death,
         )
         metrics.depth_from(lambda: batcher.admitted, lambda: batcher.depth)
         metrics.certificate(certificate.verdict if certificate else "none", certificate.digest if certificate else "")
         share = settings.spot_check_share if runner.reference else 0.0
-        spot_check = SpotCheck(runner.replay, share, partial(_settle_spot_check, model, runner, metrics))
+        settle = partial(self._settle_spot_check, asyncio.get_running_loop(), model, runner, metrics)
+        spot_check = SpotCheck(runner.replay, share, settle)
         await resources.enter_async_context(batcher)
         resources.push_async_callback(asyncio.to_thread, spot_check.__enter__().__exit__)
         cache = AnswerCache(settings.cache_answers) if is_certified and settings.share_identical else None
         return Classifier(
-            model, runner, batcher, self._decoders, self._accepted, metrics, certificate, spot_check, cache=cache
-        )
+            model, runner, batcher, self._decoders, self._accepted, metrics, certificate, spot_check, cache=cache,
+            on_loss=self._on_death,
+        )  # fmt: skip
 
     def _certify(self, model: Model) -> Certificate | None:
         """Return the model's certificate, None in mode `off`. Raises NotCertified in mode `strict` when refused."""
@@ -129,7 +134,7 @@ class Opener:
             return None
         try:
             report = partial(self._report_probe, model.name)
-            certificate = certify_model(model, self._device, self._settings, report)
+            certificate = certify_model(model, self._device, self._settings, report, self._crew.certificates)
         except NotCertified as error:
             if self._settings.mode == "strict":
                 raise
@@ -147,6 +152,21 @@ class Opener:
             )
         return certificate
 
+    def _settle_spot_check(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        model: Model,
+        runner: Runner,
+        metrics: ModelMetrics,
+        verdict: Verdict,
+    ) -> None:
+        metrics.spot_check(verdict)
+        if verdict != "agreed" and not runner.is_degraded:
+            degrade(model, runner, metrics)  # at once, whatever the others are doing
+            order = {"model": model.name, "version": model.version}
+            telling = self._crew.tell_all("degrade", order, kept_as=f"degrade {model.name} {model.version}")
+            asyncio.run_coroutine_threadsafe(telling, loop)
+
     def _report_probe(self, name: str, step: str, done: float) -> None:
         if self._is_ending():  # called from the probe's own thread, which nothing else could end
             raise NotReady("shutting down", retry_after_s=1)
@@ -160,9 +180,9 @@ def _warm(model: Model, certificate: Certificate | None) -> None:
         model.run(fill(golden[: shape.batch_size], shape.batch_size), shape.threads)
 
 
-def _settle_spot_check(model: Model, runner: Runner, metrics: ModelMetrics, verdict: Verdict) -> None:
-    metrics.spot_check(verdict)
-    if verdict != "agreed" and not runner.is_degraded:
+def degrade(model: Model, runner: Runner, metrics: ModelMetrics) -> None:
+    """Let a model run at its reference shape only, and say so once."""
+    if not runner.is_degraded:
         runner.degrade()
         metrics.degraded()
         logger.error("model %s is degraded: from now on it runs at its reference shape only", model.name)

@@ -30,6 +30,17 @@ class Rollout(BaseModel):
     )
     also: tuple[int, ...] = Field((), description="versions that answer only who asks for them with ?version=")
 
+    @classmethod
+    def of(cls, plan: "Plan") -> "Rollout":
+        """Return what asks for exactly this plan."""
+        return cls(
+            stable=plan.stable,
+            canary=plan.canary,
+            canary_share=plan.canary_share,
+            shadow=plan.shadow,
+            also=tuple(sorted(plan.also)),
+        )
+
     def plan(self, present: list[int]) -> "Plan":
         """Return the plan for the versions that are there, ascending.
 

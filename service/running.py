@@ -1,6 +1,7 @@
 """Runs a model's images in its certified shapes only, padded with the one filler. Knows no queue and no web."""
 
 import threading
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -47,7 +48,7 @@ class Runner:
         self._model = model
         self._observer = observer
         self._lock = threading.Lock()
-        self._under_way = 0
+        self._started: dict[int, float] = {}  # when each run under way began, by its thread
         self.is_degraded = False
         self.reference: Shape | None = None
         self._planner: Planner | None = None
@@ -65,16 +66,23 @@ class Runner:
 
     def run(self, jobs: Sequence[Job]) -> list[Logits]:
         """Return the logits (classes,) of each job. Raises InferenceFailed where a model gives what is not finite."""
+        thread = threading.get_ident()
         with self._lock:
-            self._under_way += 1
-            alone = self._under_way == 1
+            self._started[thread] = time.monotonic()
+            alone = len(self._started) == 1
         try:
             together = [job.pixels for job in jobs if not job.is_replay]
             answers = iter(self._answer(np.stack(together), alone=alone) if together else ())
             return [self.replay(job.pixels) if job.is_replay else next(answers) for job in jobs]
         finally:
             with self._lock:
-                self._under_way -= 1
+                del self._started[thread]
+
+    @property
+    def longest_run_s(self) -> float:
+        """How long the oldest run under way has taken, seconds; 0 where none is."""
+        with self._lock:
+            return time.monotonic() - min(self._started.values()) if self._started else 0.0
 
     def replay(self, pixels: Pixels) -> Logits:
         """Return the logits (classes,) of one image by itself, at the reference shape."""

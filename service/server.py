@@ -1,83 +1,81 @@
-"""A listening socket and a uvicorn server around the app, and how the process ends."""
+"""One process that listens, serves, and ends as it is told by signals."""
 
-import contextlib
-import ctypes
+import asyncio
 import logging
-import math
 import os
 import signal
 import socket
 
-import uvicorn
+import uvloop
 
-from service.app import create_app
 from service.config import Settings
-from service.errors import AddressUnavailable
-
-M_MMAP_THRESHOLD = -3  # mallopt(3)
-MMAP_THRESHOLD_BYTES = 2**20
+from service.crew import Alone
+from service.listening import Acceptor, connections_possible, listen
+from service.serving import Serving
 
 logger = logging.getLogger(__name__)
 
 
 def serve(settings: Settings) -> None:
-    """Serve until SIGTERM or SIGINT, then drain.
+    """Serve until SIGTERM or SIGINT, then end as `OneProcess` does.
 
     Raises AddressUnavailable when the address cannot be had, and whatever ended the service for good.
     """
-    listener = _listen(settings)
-    failures: list[BaseException] = []
-
-    def give_up(error: BaseException) -> None:
-        failures.append(error)
-        server.should_exit = True
-
-    app = create_app(settings, on_failure=give_up)
-    server = uvicorn.Server(
-        uvicorn.Config(
-            app,
-            log_config=None,
-            access_log=False,
-            server_header=False,
-            timeout_graceful_shutdown=math.ceil(settings.drain_timeout_s),
-        )
-    )
-    _give_memory_back()
-    signal.signal(signal.SIGTERM, _ignore)  # uvicorn raises it again once it has drained; by then it is done with
+    listener = listen(settings)
     host, port = listener.getsockname()[:2]
     logger.info("listening on http://%s:%d (API at /docs); loading %s", host, port, settings.models)
-    with contextlib.suppress(KeyboardInterrupt):  # uvicorn drains first and raises it again after
-        server.run(sockets=[listener])
-    if app.state.service.is_stuck:
-        logging.shutdown()
-        os._exit(1)  # a thread that hangs in native code can be ended no other way
-    if failures:
-        raise failures[0]
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(_serve(settings, listener))
     logger.info("drained and stopped")
 
 
-def _ignore(*_: object) -> None:
-    pass
+async def _serve(settings: Settings, listener: socket.socket) -> None:
+    await OneProcess(settings, listener).run()
 
 
-def _give_memory_back() -> None:
-    """Let glibc return large buffers to the system when they are freed.
+class OneProcess:
+    """A service with a listener of its own.
 
-    By default it raises its threshold to what was freed last, and after a few large images keeps up to 94 MB.
+    SIGTERM: not ready at once; what still arrives within the grace is answered; then what is in hand is, up to the
+    limit. SIGINT comes from a person, not from a load balancer, and has no grace. A second signal ends it at once.
     """
-    with contextlib.suppress(OSError, AttributeError):  # another C library has habits of its own
-        ctypes.CDLL("libc.so.6").mallopt(M_MMAP_THRESHOLD, MMAP_THRESHOLD_BYTES)
+
+    def __init__(self, settings: Settings, listener: socket.socket) -> None:
+        self._settings = settings
+        self._most = connections_possible(settings.max_connections)
+        self._serving = Serving(settings, Alone(), self._closed)
+        self._acceptor = Acceptor(listener, self._has_room, self._serving.http.take)
+
+    async def run(self) -> None:
+        """Serve to the end. Raises what ended the service for good."""
+        for number in (signal.SIGTERM, signal.SIGINT):
+            asyncio.get_running_loop().add_signal_handler(number, self._end, number)
+        try:
+            await self._serving.run(self._acceptor.open)
+        finally:
+            self._acceptor.close()
+
+    def _has_room(self) -> bool:
+        return self._serving.http.connections < self._most
+
+    def _closed(self) -> None:
+        self._acceptor.resume()
+
+    def _end(self, number: signal.Signals) -> None:
+        if self._serving.http.is_retiring:
+            end_at_once()
+        self._serving.retire()
+        grace_s = self._settings.grace_s if number == signal.SIGTERM else 0.0
+        logger.info("%s: not ready any more; draining in %g s", number.name, grace_s)
+        asyncio.get_running_loop().call_later(grace_s, self._drain)
+
+    def _drain(self) -> None:
+        self._acceptor.close()
+        self._serving.drain()
 
 
-def _listen(settings: Settings) -> socket.socket:
-    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        listener.bind((settings.host, settings.port))
-        listener.listen(2048)  # the kernel caps it; overload is answered by the queue, not by refused connections
-    except OSError as error:
-        listener.close()
-        where = f"{settings.host}:{settings.port}"
-        raise AddressUnavailable(f"cannot listen on {where}: {error.strerror}; choose another with --port") from None
-    return listener
+def end_at_once() -> None:
+    """End the process and leave unanswered what is in hand."""
+    logger.warning("a second signal: ending at once")
+    logging.shutdown()
+    os._exit(1)

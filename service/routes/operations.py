@@ -9,6 +9,7 @@ from fastapi import APIRouter, Response
 from service.classifier import Classifier
 from service.engine import describe_runtime
 from service.errors import NotReady
+from service.inference import Service
 from service.metrics import CONTENT_TYPE
 from service.routes import NO_CERTIFICATE, ServiceDependency, certificate_of
 from service.schemas import HealthBody
@@ -40,20 +41,28 @@ async def live(service: ServiceDependency) -> HealthBody:
 async def ready(service: ServiceDependency) -> HealthBody:
     """200 while requests are answered, also `degraded`; 503 while loading or draining."""
     if not service.is_ready:
-        raise NotReady(f"the service is {service.status}", retry_after_s=1)
+        raise NotReady(f"the service is {_state(service)}", retry_after_s=1)
     return HealthBody(status="degraded" if service.is_degraded else "ready")
 
 
 @router.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
 async def metrics(service: ServiceDependency) -> Response:
     """Prometheus's text format."""
+    await service.crew.tell_all("refresh metrics", {})
     return Response(service.metrics.exposition(), media_type=CONTENT_TYPE)
+
+
+def _state(service: Service) -> str:
+    view = service.crew.view
+    if view is None or view.workers_ready == view.workers or service.status == "failed":
+        return service.status
+    return f"{service.status}: {view.workers_ready} of {view.workers} workers are ready"
 
 
 @router.get("/info")
 async def info(service: ServiceDependency) -> dict[str, Any]:
     """Build, device, limits, and the models with their digests."""
-    device = service.device
+    device, view = service.device, service.crew.view
     return {
         "name": "foldserve",
         "version": version("foldserve"),
@@ -63,6 +72,7 @@ async def info(service: ServiceDependency) -> dict[str, Any]:
         if device is None
         else {"requested": device.requested, "used": device.used, "why": device.reason},
         "status": service.status,
+        "workers": {"asked": service.settings.workers, "ready": view.workers_ready if view else int(service.is_ready)},
         "formats": list(service.accepted.formats),
         "limits": {name: getattr(service.settings, name) for name in LIMITS},
         "mode": service.settings.mode,

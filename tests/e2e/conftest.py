@@ -88,6 +88,21 @@ def start(tmp_path: Path) -> Iterator[Start]:
         server.process.wait()
 
 
+@pytest.fixture
+def launch(tmp_path: Path) -> Iterator[Start]:
+    """Start servers that may never be ready; all are gone when the test is."""
+    servers: list[Server] = []
+
+    def launching(*flags: str) -> Server:
+        servers.append(start_server(tmp_path / f"launched{len(servers)}.log", *flags))
+        return servers[-1]
+
+    yield launching
+    for server in servers:
+        server.process.kill()
+        server.process.wait()
+
+
 @pytest.fixture(scope="session")
 def server(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """One server for all tests that leave it as they found it."""

@@ -1,0 +1,76 @@
+"""What tests of real processes share: one request, a load of many clients with their own tally, and the counters."""
+
+import re
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import httpx
+
+
+def post(url: str, content: bytes, **options) -> httpx.Response:
+    return httpx.post(f"{url}/predict", content=content, **{"timeout": 30, **options})
+
+
+def counted(url: str, metric: str = "foldserve_http_requests_total", **labels: str) -> float:
+    """Return the sum of a counter's series that carry these labels."""
+    total = 0.0
+    for line in httpx.get(f"{url}/metrics", timeout=30).text.splitlines():
+        found = re.fullmatch(rf"{metric}(?:{{(.*)}})? (\S+)", line)
+        if found and all(f'{name}="{value}"' in (found[1] or "") for name, value in labels.items()):
+            total += float(found[2])
+    return total
+
+
+class Load:
+    """Clients that each keep a connection and ask without pause; `tally` counts their answers by status or error."""
+
+    def __init__(self, url: str, content: bytes, clients: int) -> None:
+        self.tally: Counter[object] = Counter()
+        self._stop = threading.Event()
+        self._lock = threading.Lock()
+        self._threads = [threading.Thread(target=self._ask, args=(url, content)) for _ in range(clients)]
+
+    def _ask(self, url: str, content: bytes) -> None:
+        with httpx.Client(base_url=url, timeout=30) as client:
+            while not self._stop.is_set():
+                try:
+                    outcome: object = client.post("/predict", content=content).status_code
+                except httpx.TransportError as error:
+                    outcome = type(error).__name__
+                with self._lock:
+                    self.tally[outcome] += 1
+
+    def start(self) -> None:
+        for thread in self._threads:
+            thread.start()
+
+    def stop(self) -> None:
+        self._stop.set()
+        for thread in self._threads:
+            thread.join()
+
+    @property
+    def errors(self) -> int:
+        """Requests without an answer."""
+        return sum(count for outcome, count in self.tally.items() if isinstance(outcome, str))
+
+
+@contextmanager
+def load(url: str, content: bytes, clients: int) -> Iterator[Load]:
+    """Keep a service busy while the block runs."""
+    running = Load(url, content, clients)
+    running.start()
+    try:
+        yield running
+    finally:
+        running.stop()
+
+
+def wait_for(condition: Callable[[], bool], what: str, within_s: float = 20.0) -> None:
+    deadline = time.monotonic() + within_s
+    while not condition():
+        assert time.monotonic() < deadline, f"never happened: {what}"
+        time.sleep(0.02)
