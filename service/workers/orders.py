@@ -74,10 +74,8 @@ class Orders:
         outcome = await caller.do(call["name"], call["arguments"])
         if "error" in outcome:
             return outcome
-        result: Message = outcome["result"] if isinstance(outcome["result"], dict) else {}
-        arguments: Message = result.get("order", call["arguments"])
-        certificates: list[Any] = result.get("certificates", [])
-        message = self._keep(call["kept_as"], call["name"], arguments, certificates)
+        result = {"order": call["arguments"], "certificates": [], **(outcome["result"] or {})}
+        message = self._keep(call["kept_as"], call["name"], result["order"], result["certificates"])
         await asyncio.gather(*(self._follow(one, message) for one in self._others(caller)))
         return {"result": None}
 

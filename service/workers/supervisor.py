@@ -29,6 +29,7 @@ from service.workers.handle import PROGRAM, Handle
 from service.workers.orders import Orders
 
 PING_EVERY_S = 1.0
+START_WITHIN_S = 120.0  # for a new process to load its libraries, before a word is expected of it
 END_WITHIN_S = 5.0  # beyond the drain, before a worker is killed
 DEATHS, WITHIN_S = 5, 60.0  # so many deaths within so long, and it is no accident
 FIRST_WAIT_S, LONGEST_WAIT_S = 0.1, 10.0  # before a worker is replaced; twice as long after each death
@@ -74,6 +75,7 @@ class Supervisor:
         self._is_ending = False
         self._tasks: set[asyncio.Task[None]] = set()
         self._over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._homeless: deque[socket.socket] = deque()  # accepted, and their worker died before it took them
         self._acceptor = Acceptor(listener, lambda: self._next_worker() is not None, self._deliver)
 
     async def run(self) -> None:
@@ -100,9 +102,8 @@ class Supervisor:
             worker = await self._start(number)
             await asyncio.gather(self._heed(worker), worker.ended.wait())
             self._tell_view()
-            for connection in worker.left_over():
-                if not self._deliver(connection):
-                    connection.close()
+            self._homeless.extend(worker.left_over())
+            self._accept_more()
             self._bury(worker)
             wait_s = FIRST_WAIT_S if time.monotonic() - born > WITHIN_S else wait_s
             await asyncio.sleep(wait_s)
@@ -154,7 +155,7 @@ class Supervisor:
                     self._spawn(self._orders.carry_out(worker, message))
             if message["kind"] == "leaving":
                 self._tell_view()
-            self._acceptor.resume()
+            self._accept_more()
 
     def _admitted(self, worker: Handle, loaded: list[Message]) -> None:
         if len(self._workers) < self._settings.workers:  # the first is ready: now the others
@@ -163,7 +164,7 @@ class Supervisor:
                 self._spawn(self._keep(number))
         worker.state = "ready"
         self._tell_view()
-        self._acceptor.resume()
+        self._accept_more()
 
     # Connections
 
@@ -177,8 +178,17 @@ class Supervisor:
         return None
 
     def _deliver(self, connection: socket.socket) -> bool:
-        worker = self._next_worker()
-        return worker is not None and worker.hand(connection)
+        while (worker := self._next_worker()) is not None:
+            if worker.hand(connection):
+                return True
+            worker.state = "leaving"  # it has ended, and that is about to be told
+        self._homeless.append(connection)
+        return True
+
+    def _accept_more(self) -> None:
+        while self._homeless and self._next_worker() is not None:
+            self._deliver(self._homeless.popleft())
+        self._acceptor.resume()
 
     def _balance(self) -> None:
         """Have the fullest worker close some connections with their next answer, for the emptiest to get them."""
@@ -212,7 +222,8 @@ class Supervisor:
             await asyncio.sleep(PING_EVERY_S)
             for worker in self._workers.values():
                 silent_s = time.monotonic() - worker.heard_at
-                if worker.state != "ended" and silent_s > self._settings.worker_timeout_s:
+                allowed_s = START_WITHIN_S if worker.state == "starting" else self._settings.worker_timeout_s
+                if worker.state != "ended" and silent_s > allowed_s:
                     worker.reason = f"it had been silent for {silent_s:.0f} s"
                     worker.kill()
                 worker.channel.send("ping")

@@ -105,7 +105,7 @@ def test_a_killed_worker_costs_its_neighbours_callers_nothing_and_is_replaced(pa
 
 
 def test_a_worker_that_stands_still_is_replaced(start, models):
-    pair = start("--models", str(models), "--workers", "2", "--worker-timeout-s", "2", "--grace-s", "0")
+    pair = start("--models", str(models), "--workers", "2", "--worker-timeout-s", "5", "--grace-s", "0")
     still = workers_of(pair)[0]
     os.kill(still, signal.SIGSTOP)
     pair.poll(lambda: "it had been silent for" in pair.said(), "the supervisor notices")
