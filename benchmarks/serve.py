@@ -28,14 +28,16 @@ START_TIMEOUT_S = 60
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One run; CPU time is the server's, user and system."""
+    """One run; CPU time, user and system, and proportional memory are those of the server's whole process tree."""
 
+    workers: int
     connections: int
     requests: int
     requests_per_s: float
     p50_ms: float
     p99_ms: float
     cpu_ms_per_request: float
+    memory_mb: float
 
 
 def main() -> None:
@@ -44,21 +46,29 @@ def main() -> None:
     parser.add_argument("--model", default="mnist", help="model to ask [mnist]")
     parser.add_argument("--connections", type=int, nargs="+", default=[1, 4, 16, 64], help="[1 4 16 64]")
     parser.add_argument("--seconds", type=float, default=4.0, help="length of a run [4]")
+    parser.add_argument("--workers", type=int, nargs="+", default=[1], help="workers to compare, in turn [1]")
     parser.add_argument("--repeats", type=int, default=3, help="runs of each, in turn; medians are printed [3]")
     arguments = parser.parse_args()
     image = _golden_image(arguments.models / arguments.model)
-    port, process = _start(arguments.models)
+    runs: list[Row] = []
+    for _ in range(arguments.repeats):
+        for workers in arguments.workers:  # servers in turn, so that a busy machine is busy for all
+            runs += _runs(arguments, workers, image)
+    groups = [(workers, count) for workers in arguments.workers for count in arguments.connections]
+    rows = [_median([run for run in runs if (run.workers, run.connections) == group]) for group in groups]
+    _print(rows, arguments.repeats)
+
+
+def _runs(arguments: argparse.Namespace, workers: int, image: bytes) -> list[Row]:
+    port, process = _start(arguments.models, workers)
     try:
-        runs = [
-            _measure(port, process.pid, image, arguments.model, connections, arguments.seconds)
-            for _ in range(arguments.repeats)
+        return [
+            _measure(port, process.pid, image, arguments.model, workers, connections, arguments.seconds)
             for connections in arguments.connections
         ]
     finally:
         process.send_signal(signal.SIGTERM)
         process.wait(30)
-    rows = [_median([run for run in runs if run.connections == count]) for count in arguments.connections]
-    _print(rows, arguments.repeats)
 
 
 def _golden_image(folder: Path) -> bytes:
@@ -66,13 +76,15 @@ def _golden_image(folder: Path) -> bytes:
     return Golden.from_file(folder / str(newest) / "golden.npz").encoded[0]
 
 
-def _start(models: Path) -> tuple[int, subprocess.Popen[bytes]]:
+def _start(models: Path, workers: int) -> tuple[int, subprocess.Popen[bytes]]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     command = [sys.executable, "-m", "foldserve", "serve", "--models", str(models), "--port", str(port)]
     # Every client sends the same image: shared, it would run once for all of them.
-    process = subprocess.Popen([*command, "--log-level", "warning", "--no-share-identical"])
+    process = subprocess.Popen(
+        [*command, "--log-level", "warning", "--grace-s", "0", "--workers", str(workers), "--no-share-identical"]
+    )
     deadline = time.monotonic() + START_TIMEOUT_S
     while b" 200 " not in _ask(port, b"GET /readyz HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n"):
         if process.poll() is not None or time.monotonic() > deadline:
@@ -90,7 +102,7 @@ def _ask(port: int, request: bytes) -> bytes:
         return b""
 
 
-def _measure(port: int, pid: int, image: bytes, model: str, connections: int, seconds: float) -> Row:
+def _measure(port: int, pid: int, image: bytes, model: str, workers: int, connections: int, seconds: float) -> Row:
     head = f"POST /predict?model={model} HTTP/1.1\r\nhost: x\r\ncontent-length: {len(image)}\r\n\r\n"
     request = head.encode() + image
     stop = time.monotonic() + seconds
@@ -100,12 +112,14 @@ def _measure(port: int, pid: int, image: bytes, model: str, connections: int, se
     elapsed, cpu = time.monotonic() - started, _cpu_s(pid) - cpu_before
     every = sorted(latency for each in latencies for latency in each)
     return Row(
+        workers,
         connections,
         len(every),
         len(every) / elapsed,
         1000 * every[len(every) // 2],
         1000 * every[int(len(every) * 0.99)],
         1000 * cpu / len(every),
+        _proportional_mb(pid),
     )
 
 
@@ -140,21 +154,40 @@ def _receive(connection: socket.socket) -> bytes:
     return data
 
 
+def _tree(pid: int) -> list[int]:
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return [pid, *(one for child in children for one in _tree(int(child)))]
+
+
 def _cpu_s(pid: int) -> float:
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")  # proc(5): utime, stime
+    """Return the CPU time of a process and its children, seconds (proc(5): utime, stime)."""
+    stats = [Path(f"/proc/{one}/stat").read_text().rpartition(")")[2].split() for one in _tree(pid)]
+    return sum(int(fields[11]) + int(fields[12]) for fields in stats) / os.sysconf("SC_CLK_TCK")
+
+
+def _proportional_mb(pid: int) -> float:
+    rollups = [Path(f"/proc/{one}/smaps_rollup").read_text() for one in _tree(pid)]
+    return sum(int(text.partition("\nPss:")[2].split()[0]) for text in rollups) / 1000
 
 
 def _median(runs: list[Row]) -> Row:
     values = {name: statistics.median(getattr(run, name) for run in runs) for name in Row.__slots__}
-    return Row(**{**values, "connections": runs[0].connections, "requests": int(values["requests"])})
+    return Row(
+        **{
+            **values,
+            "workers": runs[0].workers,
+            "connections": runs[0].connections,
+            "requests": int(values["requests"]),
+        }
+    )
 
 
 def _print(rows: list[Row], repeats: int) -> None:
-    print(f"{'connections':>11}  {'requests/s':>10}  {'p50 ms':>7}  {'p99 ms':>7}  {'CPU ms/request':>14}")
+    columns = ["workers", "connections", "requests/s", "p50 ms", "p99 ms", "CPU ms/req", "MB"]
+    print("  ".join(f"{column:>11}" for column in columns))
     for row in rows:
-        latency = f"{row.p50_ms:7.2f}  {row.p99_ms:7.2f}"
-        print(f"{row.connections:11}  {row.requests_per_s:10,.0f}  {latency}  {row.cpu_ms_per_request:14.2f}")
+        speed = f"{row.requests_per_s:11,.0f}  {row.p50_ms:11.2f}  {row.p99_ms:11.2f}"
+        print(f"{row.workers:11}  {row.connections:11}  {speed}  {row.cpu_ms_per_request:11.2f}  {row.memory_mb:11.0f}")
     facts = {
         "benchmark": "serve",
         "repeats": repeats,
