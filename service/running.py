@@ -58,7 +58,7 @@ class Runner:
             alone = self._under_way == 1
         try:
             together = [job.pixels for job in jobs if not job.is_replay]
-            logits = list(self._run_together(np.stack(together), alone=alone)) if together else []
+            logits = list(self._run_together(_stack(together), alone=alone)) if together else []
             if len(logits) != len(together):
                 raise InferenceFailed(f"the engine gave {len(logits)} answers for {len(together)} images")
             answers = iter(logits)
@@ -83,9 +83,12 @@ class Runner:
         planner = self._planner  # read once: degrading may replace it
         if planner is None:
             return self._model.run(images)
-        done: list[Logits] = []
-        while images.size:  # after a degradation a batch may be larger than any shape that is left
-            shape = planner.shape(min(len(images), planner.largest), alone=alone and len(images) == 1)
-            part, images = images[: shape.batch_size], images[shape.batch_size :]
-            done.append(self._model.run(fill(part, shape.batch_size), shape.threads)[: len(part)])
-        return done[0] if len(done) == 1 else np.concatenate(done)
+        if len(images) > planner.largest:  # formed before a degradation left only smaller shapes
+            parts = images[: planner.largest], images[planner.largest :]
+            return np.concatenate([self._run_together(part, alone=False) for part in parts])
+        shape = planner.shape(len(images), alone=alone)
+        return self._model.run(fill(images, shape.batch_size), shape.threads)[: len(images)]
+
+
+def _stack(images: Sequence[Pixels]) -> Pixels:
+    return images[0][np.newaxis] if len(images) == 1 else np.stack(images)  # a lone image needs no copy
