@@ -37,7 +37,8 @@ from service.config import arithmetic_environment, cpu_count
 from service.engine import CUDA, Device, choose_device, cuda_problem, open_engine
 from service.independence.certificate import CertificateStore
 from service.independence.certify import candidates, certify, subject_of
-from service.independence.probe import QUICK, Pixels, digest_of, fill
+from service.independence.effort import QUICK
+from service.independence.probe import Pixels, digest_of, fill
 from service.independence.spotcheck import SpotCheck
 from service.preprocessing import Preprocessing, encode_png
 from service.repository import Model, Repository

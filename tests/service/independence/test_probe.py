@@ -11,7 +11,8 @@ from independence_support import BRIEF, SHAPES, Crowded, FaultyEngine, answers, 
 from support import random_pixels
 
 from service.engine import Shape
-from service.independence.probe import FULL, QUICK, digest_of, fill, probe, same_bits
+from service.independence.effort import FULL, QUICK
+from service.independence.probe import digest_of, fill, probe, same_bits
 from service.independence.probe_images import hostile_neighbours, probe_images
 
 FAULTY = Shape(4, 1)
