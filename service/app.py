@@ -20,7 +20,7 @@ from service.engine import OpenEngine, open_engine
 from service.errors import BodyTooSlow, MalformedRequest, RetryLater, ServiceError, TooLarge
 from service.inference import Service
 from service.metrics import Metrics
-from service.routes import models, operations, page, predict, verify
+from service.routes import certificate_headers, models, operations, page, predict, verify
 from service.schemas import Problem
 
 LINGER_S = 1.0  # how long a refused body is read and thrown away, so that its sender gets to read the answer
@@ -50,7 +50,7 @@ def create_app(
         responses={code: _document(title) for code, title in problems.TITLE.items() if code != 499},
     )
     app.state.service = service
-    app.add_middleware(_CountRequests, metrics=metrics)
+    app.add_middleware(_MarkAnswers, metrics=metrics)
     for routes in (predict, verify, models, operations, page):
         app.include_router(routes.router)
     app.mount("/page", page.files)
@@ -77,21 +77,25 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     await service.stop()
 
 
-class _CountRequests:
-    """Counts answers by route and code; a bare ASGI layer, for Starlette's own costs more than the answer."""
+class _MarkAnswers:
+    """Counts answers by route and code, and names the certificate in those about a model.
+
+    A bare ASGI layer, for Starlette's own costs more than the answer.
+    """
 
     def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
         self._app = app
         self._metrics = metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        async def counting_send(message: Message) -> None:
+        async def marking_send(message: Message) -> None:
             if message["type"] == "http.response.start":
                 route = getattr(scope.get("route"), "path", "unmatched")
                 self._metrics.request(route, message["status"])
+                message = {**message, "headers": [*message.get("headers", ()), *certificate_headers(scope)]}
             await send(message)
 
-        await self._app(scope, receive, counting_send if scope["type"] == "http" else send)
+        await self._app(scope, receive, marking_send if scope["type"] == "http" else send)
 
 
 class _LingeringResponse(Response):
@@ -164,6 +168,7 @@ def _methods_at(request: Request) -> list[str]:
 
 async def _answer_surprise(request: Request, error: Exception) -> Response:
     service: Service = request.app.state.service
-    service.metrics.request(getattr(request.scope.get("route"), "path", "unmatched"), 500)  # outside of _CountRequests
+    service.metrics.request(getattr(request.scope.get("route"), "path", "unmatched"), 500)  # outside of _MarkAnswers
+    headers = {name.decode(): value.decode() for name, value in certificate_headers(request.scope)}
     logger.error("an answer failed in a way that nobody foresaw", exc_info=error)
-    return _respond(problems.document_of(500, "internal", "the service failed; its log says why"), {})
+    return _respond(problems.document_of(500, "internal", "the service failed; its log says why"), headers)

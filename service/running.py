@@ -37,6 +37,7 @@ class Runner:
         self._lock = threading.Lock()
         self._under_way = 0
         self.is_degraded = False
+        self.is_refuted = False
         self.reference: Shape | None = None
         self._planner: Planner | None = None
         if certificate is not None and certificate.reference is not None:
@@ -73,8 +74,12 @@ class Runner:
         logits: Logits = self._model.run(fill(pixels[np.newaxis], reference.batch_size), reference.threads)[0]
         return logits
 
-    def degrade(self) -> None:
-        """From now on run at the reference shape only: something gave other bits than certified."""
+    def degrade(self, *, is_refuted: bool = False) -> None:
+        """From now on run at the reference shape only: something gave other bits than certified.
+
+        `is_refuted`: the reference itself changed its bits, so that the certificate says nothing any more.
+        """
+        self.is_refuted |= is_refuted
         if self.reference is not None:
             self._planner = Planner({self.reference: 1.0})
         self.is_degraded = True

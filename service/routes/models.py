@@ -1,9 +1,9 @@
 """What is served, and everything that its files say about themselves."""
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Request
 
 from service.repository import Model
-from service.routes import ServiceDependency
+from service.routes import ServiceDependency, choose_classifier
 from service.schemas import ModelBody, ModelDetailBody, ModelsBody
 
 router = APIRouter(tags=["models"])
@@ -16,9 +16,9 @@ async def list_models(service: ServiceDependency) -> ModelsBody:
 
 
 @router.get("/models/{name}")
-async def show_model(name: str, service: ServiceDependency) -> ModelDetailBody:
+async def show_model(name: str, request: Request, service: ServiceDependency) -> ModelDetailBody:
     """Show a model: labels, preprocessing, what was folded, BatchNorm health, provenance."""
-    classifier = service.classifier(name)
+    classifier = choose_classifier(request, service, name)
     model = classifier.model
     described = model.manifest.model_dump(exclude={"schema_version", "name", "labels", "pixels"})
     return ModelDetailBody(

@@ -12,7 +12,7 @@ from service.answers import predict_body
 from service.classifier import Classifier, Outcome
 from service.errors import AllImagesFailed, ServiceError
 from service.problems import slug
-from service.routes import CERTIFICATE_HEADER, ServiceDependency, certificate_of
+from service.routes import ServiceDependency, choose_classifier
 from service.routes.bodies import expected_bytes, read_uploads
 from service.routes.connection import while_connected
 from service.schemas import ImagesBody, PredictBody, PredictQuery
@@ -37,7 +37,9 @@ REQUEST_BODY = {
 @router.put("/predict", response_model=PredictBody, openapi_extra={"requestBody": REQUEST_BODY})
 async def predict(request: Request, query: Annotated[PredictQuery, Query()], service: ServiceDependency) -> Response:
     """Label one image or several: a raw body, multipart parts named `file`, or base64 in JSON."""
-    classifier = service.classifier(query.model, query.version)
+    classifier = choose_classifier(request, service, query.model, query.version)
+    if query.receipt:
+        classifier.check_receipts()
     deadline = time.monotonic() + service.settings.request_timeout_s
     classifier.check_room()
     started = perf_counter()
@@ -51,8 +53,7 @@ async def predict(request: Request, query: Annotated[PredictQuery, Query()], ser
         names = [upload.filename for upload in uploads]
         receipt = partial(classifier.receipt, key=service.receipt_key) if query.receipt else None
         body = predict_body(classifier.model, names, outcomes, k=query.top_k, with_logits=query.logits, receipt=receipt)
-        headers = {CERTIFICATE_HEADER: certificate_of(classifier)}
-        return Response(json.dumps(body, ensure_ascii=False), headers=headers, media_type="application/json")
+        return Response(json.dumps(body, ensure_ascii=False), media_type="application/json")
 
 
 def _settle(classifier: Classifier, outcomes: list[Outcome]) -> None:

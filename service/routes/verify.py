@@ -3,13 +3,13 @@
 import time
 from typing import Annotated, Literal
 
-from fastapi import APIRouter, Query, Request, Response
+from fastapi import APIRouter, Query, Request
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from service.classifier import Classifier
 from service.errors import MalformedRequest, NotComparable, ServiceError
 from service.independence.receipts import Receipt, logits_digest, pixels_digest
-from service.routes import CERTIFICATE_HEADER, ServiceDependency, certificate_of
+from service.routes import ServiceDependency, choose_classifier
 from service.routes.bodies import expected_bytes, read_receipt_and_file
 from service.routes.connection import while_connected
 from service.schemas import VerifyBody
@@ -31,15 +31,13 @@ class NoParameters(BaseModel):
 
 
 @router.post("/verify", openapi_extra={"requestBody": REQUEST_BODY})
-async def verify(
-    request: Request, response: Response, _: Annotated[NoParameters, Query()], service: ServiceDependency
-) -> VerifyBody:
+async def verify(request: Request, _: Annotated[NoParameters, Query()], service: ServiceDependency) -> VerifyBody:
     """Run the image of a receipt again, alone, and compare pixels and bits. A replay does not prove who answered."""
     deadline = time.monotonic() + service.settings.request_timeout_s
     with service.receiving(expected_bytes(request, service.settings)):
         text, encoded = await read_receipt_and_file(request, service.settings)
     receipt = _parse(text)
-    classifier = service.classifier(receipt.model, receipt.version)
+    classifier = choose_classifier(request, service, receipt.model, receipt.version)
     _check_comparable(receipt, classifier)
     work = classifier.classify([encoded], deadline=deadline, is_replay=True)
     (outcome,) = await while_connected(request, work)
@@ -48,7 +46,6 @@ async def verify(
     same_pixels = pixels_digest(outcome.pixels) == receipt.pixels
     same_bits = logits_digest(outcome.logits) == receipt.logits if same_pixels else None
     signature = _signature(receipt, service.receipt_key)
-    response.headers[CERTIFICATE_HEADER] = certificate_of(classifier)
     return VerifyBody(
         comparable=same_pixels,
         same_pixels=same_pixels,
