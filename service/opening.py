@@ -162,7 +162,11 @@ def _warm(model: Model, certificate: Certificate | None) -> None:
 
 def _settle_spot_check(model: Model, runner: Runner, metrics: ModelMetrics, verdict: Verdict) -> None:
     metrics.spot_check(verdict)
-    if verdict != "agreed" and not runner.is_degraded:
-        runner.degrade()
+    if verdict == "reference unstable" and not runner.is_refuted:
+        logger.error("model %s gives an image alone other bits each time: its certificate is void", model.name)
+    was_degraded = runner.is_degraded
+    if verdict != "agreed":
+        runner.degrade(is_refuted=verdict == "reference unstable")
+    if verdict != "agreed" and not was_degraded:
         metrics.degraded()
         logger.error("model %s is degraded: from now on it runs at its reference shape only", model.name)
