@@ -4,13 +4,15 @@
 set -uo pipefail
 PYTHON=${PYTHON:-python3}
 OUT=${OUT:-runs/gpu}
+STEP_LIMIT_S=${STEP_LIMIT_S:-14400} # the table of bit-classes opens 3,000 sessions; what it printed before is kept
 export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH}
 mkdir -p "$OUT"
+exec > >(tee "$OUT/log.txt") 2>&1 # also where nobody kept the output
 proved=() failed=() skipped=()
 step() { # NAME COMMAND…: run it, show its output, note how it ended
     local name=$1; shift
     printf '\n== %s\n' "$name"
-    if "$@"; then proved+=("$name"); else failed+=("$name"); fi
+    if timeout --kill-after=60 "$STEP_LIMIT_S" "$@"; then proved+=("$name"); else failed+=("$name"); fi
 }
 
 nvidia-smi --query-gpu=name,driver_version --format=csv,noheader || { echo "no NVIDIA driver answers"; exit 1; }

@@ -37,7 +37,8 @@ from service.config import arithmetic_environment, cpu_count
 from service.engine import CUDA, Device, choose_device, cuda_problem, open_engine
 from service.independence.certificate import CertificateStore
 from service.independence.certify import candidates, certify, subject_of
-from service.independence.probe import QUICK, Pixels, digest_of, fill
+from service.independence.effort import QUICK
+from service.independence.probe import Pixels, digest_of, fill
 from service.independence.spotcheck import SpotCheck
 from service.preprocessing import Preprocessing, encode_png
 from service.repository import Model, Repository
@@ -161,6 +162,7 @@ def main() -> None:
     parser.add_argument("--device", choices=("auto", "cuda", "cpu"), default="cpu", help="[cpu]")
     parser.add_argument("--quick", action="store_true", help="leave out ResNet-50")
     parser.add_argument("--cuda-classes", action="store_true", help="only the bit-classes of batch sizes on CUDA")
+    parser.add_argument("--dry-run", action="store_true", help="try --cuda-classes without a GPU: ResNet-18, few sizes")
     parser.add_argument("--memory-of", type=Path, help=argparse.SUPPRESS)  # one measurement, in a process of its own
     arguments = parser.parse_args()
     logging.getLogger("service").setLevel(logging.WARNING)
@@ -168,9 +170,13 @@ def main() -> None:
         print(json.dumps(_memory_here(arguments.memory_of)))
         return
     with tempfile.TemporaryDirectory() as folder:
-        names = ["resnet18"] if arguments.quick else ["resnet18", "resnet50"]
+        names = ["resnet18"] if arguments.quick or arguments.dry_run else ["resnet18", "resnet50"]
         paths = {DEMO: arguments.models} | {name: _write_resnet(Path(folder), name) for name in names}
-        found = _cuda_classes(paths, names) if arguments.cuda_classes else _measure(paths, Path(folder), arguments)
+        found = (
+            _cuda_classes(paths, names, arguments)
+            if arguments.cuda_classes
+            else _measure(paths, Path(folder), arguments)
+        )
     print(
         json.dumps(
             {"benchmark": "independence", **_machine(), "repeats": arguments.repeats, "pairs": arguments.pairs, **found}
@@ -241,7 +247,8 @@ def _throughputs(models: Path, name: str, device: Device, arguments: argparse.Na
     """Yield the rows of one model: queue, planner, runs and spot checks, without HTTP and decoding to hide behind."""
     model = Repository(models, open_engine).load(name, device)
     shapes = candidates(cpu_count(), device.used, MAX_BATCH_SIZE)
-    subject = subject_of(name, model.version, model.artifact, model.engine, shapes)
+    lanes = cpu_count() if device.used == "cpu" else 1
+    subject = subject_of(name, model.version, model.artifact, model.engine, shapes, lanes)
     certificate = certify(subject, CertificateStore(None), effort=QUICK)
     if certificate.verdict != "certified":
         sys.exit(f"{name} is refused here: {certificate.reason}")
@@ -344,28 +351,31 @@ def _pss_mib() -> float:
     return int(next(line for line in lines if line.startswith("Pss:")).split()[1]) / 1024
 
 
-def _cuda_classes(paths: dict[str, Path], names: list[str]) -> dict[str, Any]:
+def _cuda_classes(paths: dict[str, Path], names: list[str], arguments: argparse.Namespace) -> dict[str, Any]:
     """Print, for each network and setting of cuDNN, the groups of batch sizes whose bits agree."""
-    if problem := cuda_problem():
+    if not arguments.dry_run and (problem := cuda_problem()):
         sys.exit(f"CUDA cannot be had: {problem}")
+    sizes_tried = range(1, 4) if arguments.dry_run else CUDA_SIZES
+    searches = CUDA_SEARCHES[:1] if arguments.dry_run else CUDA_SEARCHES
     found = []
     print("model, algorithm search, use_tf32, prefer_nhwc: groups of batch sizes with equal bits")
-    for name, search, tf32, nhwc in itertools.product(names, CUDA_SEARCHES, "01", "01"):
+    for name, search, tf32, nhwc in itertools.product(names, searches, "01", "01"):
         artifact = Artifact.load(paths[name] / name / "1")
         options = {"cudnn_conv_algo_search": search, "use_tf32": tf32, "prefer_nhwc": nhwc}
         groups: dict[str, list[int]] = {}
-        for size in CUDA_SIZES:
-            groups.setdefault(_bits(artifact, size, [(CUDA, options)]), []).append(size)
+        providers: list[Any] = [("CPUExecutionProvider", {})] if arguments.dry_run else [(CUDA, options)]
+        for size in sizes_tried:
+            groups.setdefault(_bits(artifact, size, providers, max(sizes_tried)), []).append(size)
         classes = [{"sizes": sizes, "sound": not bits.startswith("unsound")} for bits, sizes in groups.items()]
-        print(name, *options.values(), *(_sizes(one) for one in classes))
+        print(name, *options.values(), *(_sizes(one) for one in classes), flush=True)  # what is done outlives a timeout
         found.append({"model": name, **options, "classes": classes})
     # Not through the engine, which would switch TF32 off for the whole process.
     return {"environment": arithmetic_environment(), "cuda_classes": found}
 
 
-def _bits(artifact: Artifact, size: int, providers: list[Any]) -> str:
-    """Return the digest of all images' logits at one batch size, or one of its own where slot or restart matters."""
-    images = np.resize(artifact.golden.pixels, (max(CUDA_SIZES), *artifact.golden.pixels.shape[1:]))
+def _bits(artifact: Artifact, size: int, providers: list[Any], count: int) -> str:
+    """Return the digest of `count` images' logits at one batch size; one of its own where slot or restart matters."""
+    images = np.resize(artifact.golden.pixels, (count, *artifact.golden.pixels.shape[1:]))
     images = images ^ np.arange(len(images), dtype=np.uint8)[:, None, None, None]  # repeated images differ
     digests = set()
     for rotations in ((0, 1, size // 2), (0,)):  # the second session is a restart

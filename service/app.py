@@ -23,7 +23,7 @@ from service.inference import Service
 from service.logs import REQUEST
 from service.metrics import Metrics
 from service.observing import REASON, ObserveRequests, route_of
-from service.routes import models, operations, page, predict, repository, verify
+from service.routes import certificate_headers, models, operations, page, predict, repository, verify
 from service.schemas import Problem
 from service.security import KeyRing
 from service.tracing import Tracing, open_tracing
@@ -61,7 +61,13 @@ def create_app(
     app.state.service = service
     app.state.tracing = tracing or open_tracing(settings.otlp_endpoint)
     app.state.keys = KeyRing(settings.api_keys_file, public_predict=settings.public_predict)
-    app.add_middleware(ObserveRequests, metrics=metrics, tracing=app.state.tracing, log_requests=settings.log_requests)
+    app.add_middleware(
+        ObserveRequests,
+        metrics=metrics,
+        tracing=app.state.tracing,
+        log_requests=settings.log_requests,
+        headers_of=certificate_headers,
+    )
     for routes in (predict, verify, models, repository, operations, page):
         app.include_router(routes.router)
     app.mount("/page", page.files)
@@ -169,5 +175,6 @@ async def _answer_surprise(request: Request, error: Exception) -> Response:
     service.metrics.request(route_of(request.scope), 500, "internal")  # this answer passes by ObserveRequests
     logger.error("an answer failed in a way that nobody foresaw", exc_info=error)
     names = request.scope.get(REQUEST.name)
-    headers = {} if names is None else {"x-request-id": names.request_id}
+    headers = {name.decode(): value.decode() for name, value in certificate_headers(request.scope)}
+    headers |= {} if names is None else {"x-request-id": names.request_id}
     return _respond(request, problems.document_of(500, "internal", "the service failed; its log says why"), headers)

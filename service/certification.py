@@ -7,7 +7,8 @@ from service.engine import Device, choose_device, open_engine
 from service.errors import ConfigurationError
 from service.independence.certificate import Certificate, CertificateStore
 from service.independence.certify import Subject, candidates, certify, subject_of
-from service.independence.probe import FULL, QUICK, Report
+from service.independence.effort import FULL, QUICK
+from service.independence.probe import Report
 from service.repository import Model, Repository
 
 
@@ -42,4 +43,5 @@ def certify_named(
 
 def _subject(model: Model, device: Device, settings: Settings) -> Subject:
     shapes = candidates(cpu_count(), device.used, settings.max_batch_size)
-    return subject_of(model.name, model.version, model.artifact, model.engine, shapes)
+    lanes = cpu_count() if device.used == "cpu" else 1
+    return subject_of(model.name, model.version, model.artifact, model.engine, shapes, lanes)

@@ -60,7 +60,7 @@ class Classifier:
         self.model = model
         self.runner = runner
         self.metrics = metrics
-        self.certificate = certificate
+        self._certificate = certificate
         self._batcher = batcher
         self._decoders = decoders
         self._accepted = accepted
@@ -79,6 +79,15 @@ class Classifier:
     def shares(self) -> bool:
         """True while one answer may stand for all identical images: under a certificate that nothing has shaken."""
         return self._cache is not None and not self.runner.is_degraded
+
+    @property
+    def certificate(self) -> Certificate | None:
+        """The certificate, a refusal included, or None: without one, or once the reference was seen to change."""
+        return None if self.runner.is_refuted else self._certificate
+
+    def check_receipts(self) -> None:
+        """Raise MalformedRequest where answers have no receipts: before an image is run for one."""
+        self._certified()
 
     def check_room(self) -> None:
         """Raise QueueFull or NotReady when not even one image would be let in: before a body is read for nothing."""
@@ -103,18 +112,23 @@ class Classifier:
 
     def receipt(self, answered: Answered, key: bytes | None) -> Receipt:
         """Return an answer's receipt, signed where there is a key. Raises MalformedRequest without a certificate."""
-        if self.certificate is None or self.certificate.answer_digest is None:
-            raise MalformedRequest(f"model {self.model.name} has no certificate, so its answers have no receipts")
+        certificate, answer_digest = self._certified()
         return Receipt(
             model=self.model.name,
             version=self.model.version,
             form=self.model.form,
             model_digest=self.model.digest,
-            certificate=self.certificate.digest,
-            answer_digest=self.certificate.answer_digest,
+            certificate=certificate.digest,
+            answer_digest=answer_digest,
             pixels=pixels_digest(answered.pixels),
             logits=logits_digest(answered.logits),
         ).signed(key)
+
+    def _certified(self) -> tuple[Certificate, str]:
+        certificate = self.certificate
+        if certificate is None or certificate.answer_digest is None:
+            raise MalformedRequest(f"model {self.model.name} has no certificate, so its answers have no receipts")
+        return certificate, certificate.answer_digest
 
     async def _classify_one(self, encoded: bytes, *, deadline: float, priority: Priority, is_replay: bool) -> Outcome:
         try:

@@ -347,7 +347,7 @@ class Service:
         deployment = self._deployments.get(order["model"])
         for one in deployment.classifiers() if deployment is not None else ():
             if one.model.version == order["version"]:
-                degrade(one.model, one.runner, one.metrics)
+                degrade(one.model, one.runner, one.metrics, is_refuted=order["is_refuted"])
 
     async def _refresh_metrics(self, _: Mapping[str, Any]) -> None:
         self.metrics.refresh()

@@ -3,6 +3,7 @@
 import logging
 import re
 import secrets
+from collections.abc import Callable, Iterable
 from time import perf_counter
 from typing import Literal
 
@@ -16,17 +17,24 @@ REASON = "foldserve.reason"  # in the scope: the name of the problem that is the
 REQUEST_ID = re.compile(rb"[A-Za-z0-9._:/+=@-]{1,128}")
 TRACE_PARENT = re.compile(rb"(?!ff)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}(-.*)?")
 
+HeadersOf = Callable[[Scope], Iterable[tuple[bytes, bytes]]]
 Which = Literal["none", "errors", "all"]
 logger = logging.getLogger(__name__)
 
 
 class ObserveRequests:
-    """Names, counts, logs and traces every request. Starlette's own kind of layer costs more than the answer."""
+    """Names, counts, logs and traces every request; `headers_of` says what else its answer names.
 
-    def __init__(self, app: ASGIApp, metrics: Metrics, tracing: Tracing, log_requests: Which) -> None:
+    Starlette's own kind of layer costs more than the answer.
+    """
+
+    def __init__(
+        self, app: ASGIApp, metrics: Metrics, tracing: Tracing, log_requests: Which, headers_of: HeadersOf
+    ) -> None:
         self._app = app
         self._metrics = metrics
         self._tracing = tracing
+        self._headers_of = headers_of
         self._is_told = {"none": _never, "errors": _is_our_fault, "all": _always}[log_requests]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -41,7 +49,8 @@ class ObserveRequests:
 
         async def observing_send(message: Message) -> None:
             if message["type"] == "http.response.start":
-                message["headers"] = [*message.get("headers", ()), (b"x-request-id", names.request_id.encode())]
+                more = (*self._headers_of(scope), (b"x-request-id", names.request_id.encode()))
+                message = {**message, "headers": [*message.get("headers", ()), *more]}
                 self._tell(scope, message["status"], perf_counter() - started)
             await send(message)
 

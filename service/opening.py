@@ -161,11 +161,13 @@ class Opener:
         verdict: Verdict,
     ) -> None:
         metrics.spot_check(verdict)
-        if verdict != "agreed" and not runner.is_degraded:
-            degrade(model, runner, metrics)  # at once, whatever the others are doing
-            order = {"model": model.name, "version": model.version}
-            telling = self._crew.tell_all("degrade", order, kept_as=f"degrade {model.name} {model.version}")
-            asyncio.run_coroutine_threadsafe(telling, loop)
+        is_refuted = verdict == "reference unstable"
+        if verdict == "agreed" or (runner.is_degraded and (runner.is_refuted or not is_refuted)):
+            return
+        degrade(model, runner, metrics, is_refuted=is_refuted)  # at once, whatever the others are doing
+        order = {"model": model.name, "version": model.version, "is_refuted": runner.is_refuted}
+        telling = self._crew.tell_all("degrade", order, kept_as=f"degrade {model.name} {model.version}")
+        asyncio.run_coroutine_threadsafe(telling, loop)
 
     def _report_probe(self, name: str, step: str, done: float) -> None:
         if self._is_ending():  # called from the probe's own thread, which nothing else could end
@@ -180,9 +182,12 @@ def _warm(model: Model, certificate: Certificate | None) -> None:
         model.run(fill(golden[: shape.batch_size], shape.batch_size), shape.threads)
 
 
-def degrade(model: Model, runner: Runner, metrics: ModelMetrics) -> None:
-    """Let a model run at its reference shape only, and say so once."""
-    if not runner.is_degraded:
-        runner.degrade()
+def degrade(model: Model, runner: Runner, metrics: ModelMetrics, *, is_refuted: bool) -> None:
+    """Let a model run at its reference shape only, and say so once; `is_refuted`: not even that gives the same bits."""
+    if is_refuted and not runner.is_refuted:
+        logger.error("model %s gives an image alone other bits each time: its certificate is void", model.name)
+    was_degraded = runner.is_degraded
+    runner.degrade(is_refuted=is_refuted)
+    if not was_degraded:
         metrics.degraded()
         logger.error("model %s is degraded: from now on it runs at its reference shape only", model.name)

@@ -50,6 +50,7 @@ class Runner:
         self._lock = threading.Lock()
         self._started: dict[int, float] = {}  # when each run under way began, by its thread
         self.is_degraded = False
+        self.is_refuted = False
         self.reference: Shape | None = None
         self._planner: Planner | None = None
         if certificate is not None and certificate.reference is not None:
@@ -72,7 +73,7 @@ class Runner:
             alone = len(self._started) == 1
         try:
             together = [job.pixels for job in jobs if not job.is_replay]
-            answers = iter(self._answer(np.stack(together), alone=alone) if together else ())
+            answers = iter(self._answer(_stack(together), alone=alone) if together else ())
             return [self.replay(job.pixels) if job.is_replay else next(answers) for job in jobs]
         finally:
             with self._lock:
@@ -90,8 +91,12 @@ class Runner:
         logits: Logits = self._model.run(fill(pixels[np.newaxis], reference.batch_size), reference.threads)[0]
         return logits
 
-    def degrade(self) -> None:
-        """From now on run at the reference shape only: something gave other bits than certified."""
+    def degrade(self, *, is_refuted: bool = False) -> None:
+        """From now on run at the reference shape only: something gave other bits than certified.
+
+        `is_refuted`: the reference itself changed its bits, so that the certificate says nothing any more.
+        """
+        self.is_refuted |= is_refuted
         if self.reference is not None:
             self._planner = Planner({self.reference: 1.0})
         self.is_degraded = True
@@ -109,14 +114,18 @@ class Runner:
         if planner is None:
             self._tell_executed(len(images), 0)
             return self._model.run(images)
-        done: list[Logits] = []
-        while images.size:  # after a degradation a batch may be larger than any shape that is left
-            shape = planner.shape(min(len(images), planner.largest), alone=alone and len(images) == 1)
-            part, images = images[: shape.batch_size], images[shape.batch_size :]
-            done.append(self._model.run(fill(part, shape.batch_size), shape.threads)[: len(part)])
-            self._tell_executed(shape.batch_size, shape.batch_size - len(part))
-        return done[0] if len(done) == 1 else np.concatenate(done)
+        if len(images) > planner.largest:  # formed before a degradation left only smaller shapes
+            parts = images[: planner.largest], images[planner.largest :]
+            return np.concatenate([self._run_together(part, alone=False) for part in parts])
+        shape = planner.shape(len(images), alone=alone)
+        logits = self._model.run(fill(images, shape.batch_size), shape.threads)[: len(images)]
+        self._tell_executed(shape.batch_size, shape.batch_size - len(images))
+        return logits
 
     def _tell_executed(self, rows: int, padding: int) -> None:
         if self._observer is not None:
             self._observer.executed(rows, padding)
+
+
+def _stack(images: Sequence[Pixels]) -> Pixels:
+    return images[0][np.newaxis] if len(images) == 1 else np.stack(images)  # a lone image needs no copy

@@ -13,8 +13,8 @@ from support import CPU, TinyModel, spec_for
 from service.artifact import Artifact, Golden, Manifest
 from service.engine import OnnxEngine, Shape
 from service.independence.certify import Subject
+from service.independence.effort import Effort
 from service.independence.fingerprint import fingerprint
-from service.independence.probe import Effort
 
 SHAPES = (Shape(1, 1), Shape(2, 1), Shape(4, 1), Shape(1, 4))
 BRIEF = Effort(budget_s=20.0, images=16, slots=16, fills=5, targets=2, repeats=8, concurrent_runs=24)

@@ -5,15 +5,17 @@ import json
 import platform
 import re
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from service.config import arithmetic_environment, cpu_count
+from service.independence.effort import FULL, QUICK
 from service.preprocessing import describe_decoders
 
-PROBE_VERSION = 2  # raised whenever the probe tries something new, so that old certificates are made again
+PROBE_VERSION = 3  # raised whenever the probe tries something new, so that old certificates are made again
 CPU_KEYS = ("vendor_id", "cpu family", "model", "model name", "stepping", "microcode", "CPU implementer", "CPU part")
 # The instruction sets that kernels are chosen by, on x86 and on ARM.
 CPU_FLAGS = re.compile(r"^(sse\w*|ssse3|avx\w*|fma\w*|f16c|bmi2|amx\w*|neon|asimd\w*|sve\w*|sme2?|sme_\w+|i8mm|bf16)$")
@@ -22,7 +24,7 @@ CPU_FLAGS = re.compile(r"^(sse\w*|ssse3|avx\w*|fma\w*|f16c|bmi2|amx\w*|neon|asim
 def fingerprint(model_digest: str, form: str, engine: Mapping[str, Any], candidates: list[list[int]]) -> dict[str, Any]:
     """Return the facts. `engine` is what the engine says of itself; `candidates` are [batch_size, threads] in order."""
     return {
-        "probe": PROBE_VERSION,
+        "probe": {"version": PROBE_VERSION, "full": asdict(FULL), "quick": asdict(QUICK)},
         "model": model_digest,
         "form": form,
         "engine": dict(engine),

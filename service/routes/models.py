@@ -2,11 +2,11 @@
 
 from typing import Annotated
 
-from fastapi import APIRouter, Query
+from fastapi import APIRouter, Query, Request
 
 from service.repository import Model
 from service.rollout import Plan
-from service.routes import ServiceDependency
+from service.routes import ServiceDependency, choose_classifier
 from service.routes.access import require_predict
 from service.schemas import FlipBody, ModelBody, ModelDetailBody, ModelsBody, ServingBody, ShadowBody
 from service.shadow import Shadow
@@ -23,10 +23,12 @@ async def list_models(service: ServiceDependency) -> ModelsBody:
 
 
 @router.get("/models/{name}")
-async def show_model(name: str, service: ServiceDependency, version: Version = None) -> ModelDetailBody:
+async def show_model(
+    name: str, request: Request, service: ServiceDependency, version: Version = None
+) -> ModelDetailBody:
     """Show a model: labels, preprocessing, what was folded, BatchNorm health, provenance."""
     deployment = service.deployment(name)
-    classifier = deployment.opened(version).classifier
+    classifier = choose_classifier(request, service, name, version)
     model = classifier.model
     described = model.manifest.model_dump(exclude={"schema_version", "name", "labels", "pixels"})
     return ModelDetailBody(

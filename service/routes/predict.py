@@ -12,7 +12,7 @@ from service.answers import predict_body
 from service.classifier import Classifier, Outcome
 from service.errors import AllImagesFailed, AnswerUnchanged, ServiceError
 from service.problems import slug
-from service.routes import CERTIFICATE_HEADER, ServiceDependency, certificate_of, request_id_of
+from service.routes import ServiceDependency, lease
 from service.routes.access import require_predict
 from service.routes.bodies import expected_bytes, read_uploads
 from service.routes.connection import before, while_connected
@@ -44,7 +44,9 @@ EXTRA = {"requestBody": REQUEST_BODY, "parameters": HEADERS}
 async def predict(request: Request, query: Annotated[PredictQuery, Query()], service: ServiceDependency) -> Response:
     """Label one image or several: a raw body, multipart parts named `file`, or base64 in JSON."""
     terms = terms_of(request.headers, service.settings)
-    with service.lease(query.model, query.version, request_id=request_id_of(request)) as classifier:
+    with lease(request, service, query.model, query.version) as classifier:
+        if query.receipt:
+            classifier.check_receipts()
         classifier.check_room()
         started = perf_counter()
         with service.receiving(expected_bytes(request, service.settings)) as correct:
@@ -60,9 +62,7 @@ async def predict(request: Request, query: Annotated[PredictQuery, Query()], ser
     receipt = partial(classifier.receipt, key=service.receipt_key) if query.receipt else None
     body = predict_body(classifier.model, names, outcomes, k=query.top_k, with_logits=query.logits, receipt=receipt)
     content = json.dumps(body, ensure_ascii=False).encode()
-    headers = {CERTIFICATE_HEADER: certificate_of(classifier)}
-    if is_whole and classifier.shares:
-        headers["etag"] = _checked_tag(content, request)
+    headers = {"etag": _checked_tag(content, request)} if is_whole and classifier.shares else {}
     _observe(classifier, "encode", started)
     return Response(content, headers=headers, media_type="application/json")
 

@@ -2,13 +2,13 @@
 
 from typing import Annotated, Literal
 
-from fastapi import APIRouter, Query, Request, Response
+from fastapi import APIRouter, Query, Request
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from service.classifier import Classifier
 from service.errors import MalformedRequest, NotComparable, ServiceError
 from service.independence.receipts import Receipt, logits_digest, pixels_digest
-from service.routes import CERTIFICATE_HEADER, ServiceDependency, certificate_of
+from service.routes import ServiceDependency, lease
 from service.routes.access import require_predict
 from service.routes.bodies import expected_bytes, read_receipt_and_file
 from service.routes.connection import before, while_connected
@@ -32,16 +32,14 @@ class NoParameters(BaseModel):
 
 
 @router.post("/verify", openapi_extra={"requestBody": REQUEST_BODY, "parameters": HEADERS})
-async def verify(
-    request: Request, response: Response, _: Annotated[NoParameters, Query()], service: ServiceDependency
-) -> VerifyBody:
+async def verify(request: Request, _: Annotated[NoParameters, Query()], service: ServiceDependency) -> VerifyBody:
     """Run the image of a receipt again, alone, and compare pixels and bits. A replay does not prove who answered."""
     terms = terms_of(request.headers, service.settings)
     with service.receiving(expected_bytes(request, service.settings)) as correct:
         text, encoded = await before(terms.deadline, read_receipt_and_file(request, service.settings))
         correct(len(encoded))
         receipt = _parse(text)
-        with service.lease(receipt.model, receipt.version) as classifier:
+        with lease(request, service, receipt.model, receipt.version) as classifier:
             _check_comparable(receipt, classifier)
             work = classifier.classify([encoded], deadline=terms.deadline, priority=terms.priority, is_replay=True)
             (outcome,) = await while_connected(request, work)
@@ -50,7 +48,6 @@ async def verify(
     same_pixels = pixels_digest(outcome.pixels) == receipt.pixels
     same_bits = logits_digest(outcome.logits) == receipt.logits if same_pixels else None
     signature = _signature(receipt, service.receipt_key)
-    response.headers[CERTIFICATE_HEADER] = certificate_of(classifier)
     return VerifyBody(
         comparable=same_pixels,
         same_pixels=same_pixels,

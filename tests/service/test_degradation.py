@@ -204,6 +204,25 @@ def test_a_third_run_decides_which_of_two_was_wrong(models, fault, verdict):
     assert asyncio.run(scenario()) == {"agreed": 0, "live answer wrong": 0, "reference unstable": 0} | {verdict: 1}
 
 
+@pytest.mark.parametrize("fault, is_void", [(Once, False), (Drift, True)])
+def test_a_reference_that_changes_its_bits_voids_the_certificate(models, fault, is_void):
+    engines = Engines()
+
+    async def scenario():
+        async with running(Settings(models=models, **WATCHED), engines) as client:
+            before = (await client.get("/info")).json()["models"]["tiny"]["certificate"]
+            engines.opened[0].twist = fault()
+            await client.post("/predict", **files_of([0]))
+            await until_checked(client, 1)
+            after = await client.post("/predict", **files_of([0]))
+            receipt = await client.post("/predict", **files_of([0]) | {"params": {"receipt": True}})
+            return before, after.headers["foldserve-certificate"], receipt.status_code
+
+    before, after, status = asyncio.run(scenario())
+
+    assert (after, status) == (("none", 400) if is_void else (before, 200))
+
+
 def test_a_sound_engine_is_checked_and_never_degraded(models):
     async def scenario():
         async with running(Settings(models=models, **WATCHED), Engines()) as client:

@@ -213,6 +213,15 @@ def test_answers_without_a_certificate_have_no_receipts_and_are_not_verified(ask
     assert_problem(verify(uncertified, receipt_of(ask)), 409, "not-comparable")
 
 
+def test_a_receipt_that_cannot_be_given_is_refused_before_an_image_is_run(models):
+    engines = Engines()
+    with serving(Settings(models=models, device="cpu", mode="off"), engines) as ask:
+        engines.opened[0].sizes.clear()
+        assert_problem(ask("POST", "/predict?receipt=true", content=IMAGE), 400, "malformed-request")
+
+    assert engines.opened[0].sizes == []
+
+
 def test_a_replay_runs_alone_at_the_reference_shape_and_is_never_spot_checked(models):
     engines = Engines()
 

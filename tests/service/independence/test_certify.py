@@ -11,7 +11,8 @@ from service.engine import OnnxEngine, Shape
 from service.errors import NotCertified
 from service.independence.certificate import CertificateStore
 from service.independence.certify import best_class, candidates, certify
-from service.independence.probe import QUICK, Findings
+from service.independence.effort import QUICK
+from service.independence.probe import Findings
 
 
 def always(images, threads, logits):

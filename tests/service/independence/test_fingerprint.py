@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from support import CPU, TinyModel
 from service import preprocessing
 from service.engine import OnnxEngine
 from service.independence import fingerprint as module
+from service.independence.effort import FULL, QUICK
 from service.independence.fingerprint import digest_of_json, fingerprint, flushes_subnormals
 
 ROOT = Path(__file__).parents[3]
@@ -76,9 +78,22 @@ def test_a_variable_that_means_nothing_is_no_part_of_it(monkeypatch):
         (module, "_quota", lambda: "1 1000"),
         (module, "flushes_subnormals", lambda: True),
         (module, "PROBE_VERSION", 99),
+        (module, "FULL", replace(FULL, repeats=51)),
+        (module, "QUICK", replace(QUICK, images=9)),
         (module.platform, "machine", lambda: "pdp11"),
     ],
-    ids=["numpy", "Pillow", "a codec", "cores", "quota", "subnormals", "probe", "machine"],
+    ids=[
+        "numpy",
+        "Pillow",
+        "a codec",
+        "cores",
+        "quota",
+        "subnormals",
+        "probe",
+        "full effort",
+        "quick effort",
+        "machine",
+    ],
 )
 def test_another_library_or_machine_is_another_fingerprint(monkeypatch, place, name, value):
     before = facts()

@@ -11,7 +11,8 @@ from independence_support import BRIEF, SHAPES, Crowded, FaultyEngine, answers, 
 from support import random_pixels
 
 from service.engine import Shape
-from service.independence.probe import FULL, QUICK, digest_of, fill, probe, same_bits
+from service.independence.effort import FULL, QUICK
+from service.independence.probe import digest_of, fill, probe, same_bits
 from service.independence.probe_images import hostile_neighbours, probe_images
 
 FAULTY = Shape(4, 1)
@@ -190,6 +191,28 @@ def test_who_is_told_may_end_the_probe():
 
     with pytest.raises(KeyboardInterrupt):
         find(report=stop)
+
+
+def test_an_end_that_comes_in_one_lane_ends_all():
+    """The caller's own lane would run for hours yet."""
+    main = threading.current_thread()
+
+    def run(images, threads):
+        if threading.current_thread() is not main:
+            raise KeyboardInterrupt
+        return answers(images)
+
+    endless = replace(BRIEF, repeats=10**9, budget_s=1e12)
+    with pytest.raises(KeyboardInterrupt):
+        probe(run, SHAPES, random_pixels(3), endless, costs_s=dict.fromkeys(SHAPES, 1e-6), lanes=2)
+
+
+@pytest.mark.parametrize("lanes", [1, 2, 3, 8])
+def test_lanes_change_nothing_that_is_found(lanes):
+    alone, together = find(by_slot), find(by_slot, lanes=lanes)
+
+    assert together.unsound == alone.unsound
+    assert (together.classes, together.digests) == (alone.classes, alone.digests)
 
 
 def test_the_filler_is_black_and_comes_last():

@@ -22,7 +22,8 @@ from service.engine import OnnxEngine, Shape
 from service.errors import NotCertified
 from service.independence.certificate import CertificateStore, ShapeRecord
 from service.independence.certify import Subject, _sentinel_digest, certify, subject_of
-from service.independence.probe import FULL, QUICK, probe
+from service.independence.effort import FULL, QUICK
+from service.independence.probe import probe
 
 LONE_ON_FOUR = Shape(1, 4)
 
