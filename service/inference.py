@@ -18,12 +18,13 @@ from service.crew import Crew
 from service.decoding import Decoders
 from service.deployment import Deployment, IndexEntry, deploy, index_of
 from service.engine import Device, OpenEngine, choose_device
-from service.errors import EngineLost, FoldserveError, LoadFailed, MalformedRequest, ModelNotFound, NotReady, QueueFull
+from service.errors import EngineLost, FoldserveError, LoadFailed, MalformedRequest, ModelNotFound, NotReady
 from service.metrics import Metrics
 from service.opening import Opener, degrade
 from service.preprocessing import Accepted, open_formats
 from service.repository import Model, Repository
 from service.rollout import Rollout, read_rollout
+from service.room import Room
 from service.watching import Watcher
 
 Status = Literal["loading", "ready", "retiring", "draining", "failed"]
@@ -62,7 +63,7 @@ class Service:
         self._changing = asyncio.Lock()  # one load or unload at a time
         self._opener: Opener | None = None
         self._retiring: set[asyncio.Task[None]] = set()
-        self._bytes_in_flight = 0
+        self.receiving = Room(settings.bytes_share).hold
         self._resources = AsyncExitStack()
 
     @property
@@ -148,27 +149,6 @@ class Service:
         except TimeoutError:
             self.is_stuck = True
             logger.error("a run did not end in time; giving it up")
-
-    @contextmanager
-    def receiving(self, expected_bytes: int) -> Iterator[Callable[[int], None]]:
-        """Hold room for a request body until it is answered; yields what corrects the size once it is known, in bytes.
-
-        Raises QueueFull when the bodies in hand are too many.
-        """
-        if self._bytes_in_flight + expected_bytes > self.settings.bytes_share:
-            raise QueueFull("the request bodies in hand are too many bytes", retry_after_s=1)
-        held = expected_bytes
-        self._bytes_in_flight += held
-
-        def correct(actual_bytes: int) -> None:
-            nonlocal held
-            self._bytes_in_flight += actual_bytes - held
-            held = actual_bytes
-
-        try:
-            yield correct
-        finally:
-            self._bytes_in_flight -= held
 
     def models(self) -> list[Model]:
         """Return what is served, by name, each in its stable version."""
