@@ -17,11 +17,12 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from service import problems
 from service.config import Settings
 from service.engine import OpenEngine, open_engine
-from service.errors import BodyTooSlow, MalformedRequest, RetryLater, ServiceError, TooLarge
+from service.errors import BodyTooSlow, MalformedRequest, NotAuthenticated, RetryLater, ServiceError, TooLarge
 from service.inference import Service
 from service.metrics import Metrics
 from service.routes import certificate_headers, models, operations, page, predict, verify
 from service.schemas import Problem
+from service.security import KeyRing
 
 LINGER_S = 1.0  # how long a refused body is read and thrown away, so that its sender gets to read the answer
 DESCRIPTION = "Image classification whose answers do not depend on what else is in the batch."
@@ -50,6 +51,7 @@ def create_app(
         responses={code: _document(title) for code, title in problems.TITLE.items() if code != 499},
     )
     app.state.service = service
+    app.state.keys = KeyRing(settings.api_keys_file, public_predict=settings.public_predict)
     app.add_middleware(_MarkAnswers, metrics=metrics)
     for routes in (predict, verify, models, operations, page):
         app.include_router(routes.router)
@@ -128,6 +130,8 @@ async def _answer_service_error(_: Request, error: Exception) -> Response:
     headers = {"retry-after": str(error.retry_after_s)} if isinstance(error, RetryLater) else {}
     if isinstance(error, BodyTooSlow):
         headers["connection"] = "close"  # the rest of the body is not waited for
+    if isinstance(error, NotAuthenticated):
+        headers["www-authenticate"] = "Bearer"  # RFC 9110, section 11.6.1
     return _respond(problems.problem(error), headers)
 
 

@@ -42,8 +42,12 @@ def _add_flag(parser: argparse.ArgumentParser, name: str, field: FieldInfo) -> N
     choices = get_args(field.annotation) if get_origin(field.annotation) is Literal else None
     default = ",".join(field.default) if isinstance(field.default, tuple) else field.default
     shown = "" if default is None or "[" in str(field.description) else f" [{default}]"
+    flag = f"--{name.replace('_', '-')}"
+    if field.annotation is bool:
+        parser.add_argument(flag, action="store_const", const=True, help=field.description)
+        return
     parser.add_argument(
-        f"--{name.replace('_', '-')}",
+        flag,
         choices=choices,
         metavar=None if choices else _metavar(field.annotation),
         help=f"{field.description}{shown}",
@@ -53,7 +57,9 @@ def _add_flag(parser: argparse.ArgumentParser, name: str, field: FieldInfo) -> N
 def _metavar(annotation: Any) -> str:
     if annotation in (int, float):
         return "N"
-    return "DIR" if annotation is Path else "TEXT"
+    if annotation is Path:
+        return "DIR"
+    return "FILE" if Path in get_args(annotation) else "TEXT"
 
 
 def _serve(arguments: argparse.Namespace) -> int:

@@ -48,6 +48,10 @@ class Settings(BaseSettings):
     receipt_key: SecretStr | None = Field(
         None, description="secret that signs receipts (HMAC-SHA-256); from the environment alone"
     )
+    api_keys_file: Path | None = Field(
+        None, description="file of hashed API keys, made by `foldserve keys add` and re-read when it changes"
+    )
+    public_predict: bool = Field(False, description="let everybody predict although there is a file of API keys")
     lanes: int = Field(0, ge=0, description="batches that run at once, one thread each [0: one per core on a CPU]")
     max_batch_size: int = Field(8, ge=1, description="most images in one run")
     max_queue_delay_ms: float = Field(0.0, ge=0, description="how long an idle engine waits for company, milliseconds")

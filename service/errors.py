@@ -8,6 +8,8 @@
     ├── AddressUnavailable     the address to listen on cannot be had
     └── ServiceError           a request cannot be answered
         ├── MalformedRequest   the body or a query parameter is not of the documented form
+        ├── NotAuthenticated   no API key, or one that nobody knows
+        ├── NotPermitted       an API key of another role, or a call that is switched off
         ├── ModelNotFound      no such model or version is served
         ├── BodyTooSlow        the body did not arrive in time
         ├── NotComparable      a receipt of another model, form or machine
@@ -59,6 +61,14 @@ class ServiceError(FoldserveError):
 
 class MalformedRequest(ServiceError):
     """The body or a query parameter is not of the documented form."""
+
+
+class NotAuthenticated(ServiceError):
+    """An API key is needed, and none or an unknown one was sent."""
+
+
+class NotPermitted(ServiceError):
+    """The API key has another role, or the call is switched off."""
 
 
 class ModelNotFound(ServiceError):

@@ -12,6 +12,8 @@ TYPE_PREFIX = "urn:foldserve:problem:"
 
 STATUS: dict[type[ServiceError], int] = {
     errors.MalformedRequest: 400,
+    errors.NotAuthenticated: 401,
+    errors.NotPermitted: 403,
     errors.ModelNotFound: 404,
     errors.BodyTooSlow: 408,
     errors.NotComparable: 409,
@@ -27,6 +29,8 @@ STATUS: dict[type[ServiceError], int] = {
 }
 TITLE = {
     400: "Malformed request",
+    401: "API key needed",
+    403: "Not permitted",
     404: "Not found",
     405: "Method not allowed",
     408: "Body too slow",

@@ -4,9 +4,10 @@ from fastapi import APIRouter, Request
 
 from service.repository import Model
 from service.routes import ServiceDependency, choose_classifier
+from service.routes.access import require_predict
 from service.schemas import ModelBody, ModelDetailBody, ModelsBody
 
-router = APIRouter(tags=["models"])
+router = APIRouter(tags=["models"], dependencies=[require_predict])
 
 
 @router.get("/models")

@@ -13,11 +13,12 @@ from service.classifier import Classifier, Outcome
 from service.errors import AllImagesFailed, ServiceError
 from service.problems import slug
 from service.routes import ServiceDependency, choose_classifier
+from service.routes.access import require_predict
 from service.routes.bodies import expected_bytes, read_uploads
 from service.routes.connection import while_connected
 from service.schemas import ImagesBody, PredictBody, PredictQuery
 
-router = APIRouter(tags=["predict"])
+router = APIRouter(tags=["predict"], dependencies=[require_predict])
 
 FILE = {"type": "string", "format": "binary"}
 REQUEST_BODY = {

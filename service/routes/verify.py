@@ -10,11 +10,12 @@ from service.classifier import Classifier
 from service.errors import MalformedRequest, NotComparable, ServiceError
 from service.independence.receipts import Receipt, logits_digest, pixels_digest
 from service.routes import ServiceDependency, choose_classifier
+from service.routes.access import require_predict
 from service.routes.bodies import expected_bytes, read_receipt_and_file
 from service.routes.connection import while_connected
 from service.schemas import VerifyBody
 
-router = APIRouter(tags=["predict"])
+router = APIRouter(tags=["predict"], dependencies=[require_predict])
 
 FORM = {
     "type": "object",
