@@ -12,6 +12,7 @@ from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi_offline import FastAPIOffline
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service import problems
@@ -20,12 +21,17 @@ from service.engine import OpenEngine, open_engine
 from service.errors import BodyTooSlow, MalformedRequest, NotAuthenticated, RetryLater, ServiceError, TooLarge
 from service.inference import Service
 from service.metrics import Metrics
-from service.routes import certificate_headers, models, operations, page, predict, verify
+from service.routes import CERTIFICATE_HEADER, certificate_headers, models, operations, page, predict, v2, verify
 from service.schemas import Problem
 from service.security import KeyRing
 
 LINGER_S = 1.0  # how long a refused body is read and thrown away, so that its sender gets to read the answer
 DESCRIPTION = "Image classification whose answers do not depend on what else is in the batch."
+CORS: dict[str, Any] = {
+    "allow_methods": ["GET", "POST", "PUT"],
+    "allow_headers": ["Authorization", "Content-Type", "X-API-Key"],
+    "expose_headers": [CERTIFICATE_HEADER, "Retry-After"],
+}
 
 logger = logging.getLogger(__name__)
 
@@ -53,8 +59,10 @@ def create_app(
     app.state.service = service
     app.state.keys = KeyRing(settings.api_keys_file, public_predict=settings.public_predict)
     app.add_middleware(_MarkAnswers, metrics=metrics)
-    for routes in (predict, verify, models, operations, page):
-        app.include_router(routes.router)
+    if settings.cors_origins:
+        app.add_middleware(CORSMiddleware, allow_origins=settings.cors_origins, **CORS)
+    for router in (*(one.router for one in (predict, verify, models, operations, page, v2)), v2.keyed):
+        app.include_router(router)
     app.mount("/page", page.files)
     app.add_exception_handler(ServiceError, _answer_service_error)
     app.add_exception_handler(RequestValidationError, _answer_wrong_parameter)
@@ -119,20 +127,24 @@ class _LingeringResponse(Response):
         await send({"type": "http.response.body", "body": b""})
 
 
-def _respond(document: dict[str, Any], headers: dict[str, str], kind: type[Response] = Response) -> Response:
+def _respond(
+    request: Request, document: dict[str, Any], headers: dict[str, str], kind: type[Response] = Response
+) -> Response:
+    if request.url.path.startswith("/v2"):
+        document = {**document, "error": document["detail"]}  # what clients of the Open Inference Protocol read
     return kind(json.dumps(document, ensure_ascii=False), document["status"], headers, media_type=problems.MEDIA_TYPE)
 
 
-async def _answer_service_error(_: Request, error: Exception) -> Response:
+async def _answer_service_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, ServiceError)
     if isinstance(error, TooLarge):
-        return _respond(problems.problem(error), {"connection": "close"}, _LingeringResponse)
+        return _respond(request, problems.problem(error), {"connection": "close"}, _LingeringResponse)
     headers = {"retry-after": str(error.retry_after_s)} if isinstance(error, RetryLater) else {}
     if isinstance(error, BodyTooSlow):
         headers["connection"] = "close"  # the rest of the body is not waited for
     if isinstance(error, NotAuthenticated):
         headers["www-authenticate"] = "Bearer"  # RFC 9110, section 11.6.1
-    return _respond(problems.problem(error), headers)
+    return _respond(request, problems.problem(error), headers)
 
 
 async def _answer_wrong_parameter(request: Request, error: Exception) -> Response:
@@ -156,7 +168,7 @@ async def _answer_http_error(request: Request, error: Exception) -> Response:
     names = {404: "no-such-path", 405: "method-not-allowed"}
     status = error.status_code
     document = problems.document_of(status, names.get(status, "http-error"), details.get(status, str(error.detail)))
-    return _respond(document, headers)
+    return _respond(request, document, headers)
 
 
 def _parameters_of(request: Request) -> list[str]:
@@ -175,4 +187,4 @@ async def _answer_surprise(request: Request, error: Exception) -> Response:
     service.metrics.request(getattr(request.scope.get("route"), "path", "unmatched"), 500)  # outside of _MarkAnswers
     headers = {name.decode(): value.decode() for name, value in certificate_headers(request.scope)}
     logger.error("an answer failed in a way that nobody foresaw", exc_info=error)
-    return _respond(problems.document_of(500, "internal", "the service failed; its log says why"), headers)
+    return _respond(request, problems.document_of(500, "internal", "the service failed; its log says why"), headers)

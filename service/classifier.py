@@ -70,14 +70,17 @@ class Classifier:
         """Raise QueueFull or NotReady when not even one image would be let in: before a body is read for nothing."""
         self._batcher.check_room(1)
 
-    async def classify(self, encoded: Sequence[bytes], *, deadline: float, is_replay: bool = False) -> list[Outcome]:
+    async def classify(
+        self, images: Sequence[bytes] | Sequence[Pixels], *, deadline: float, is_replay: bool = False
+    ) -> list[Outcome]:
         """Return for each image what the model saw and said, or the error that is its own; the others go untouched.
 
-        `deadline` is a time of `time.monotonic`, in seconds; `is_replay` runs each alone at the reference shape.
+        An image is a file, or pixels as the model wants them, uint8 (height, width, channels). `deadline` is a time
+        of `time.monotonic`, in seconds; `is_replay` runs each alone at the reference shape.
         Raises QueueFull or NotReady for all of them.
         """
-        with self._batcher.admit(len(encoded)):
-            return list(await asyncio.gather(*(self._classify_one(data, deadline, is_replay) for data in encoded)))
+        with self._batcher.admit(len(images)):
+            return list(await asyncio.gather(*(self._classify_one(data, deadline, is_replay) for data in images)))
 
     def receipt(self, answered: Answered, key: bytes | None) -> Receipt:
         """Return an answer's receipt, signed where there is a key. Raises MalformedRequest without a certificate."""
@@ -99,7 +102,7 @@ class Classifier:
             raise MalformedRequest(f"model {self.model.name} has no certificate, so its answers have no receipts")
         return certificate, certificate.answer_digest
 
-    async def _classify_one(self, encoded: bytes, deadline: float, is_replay: bool) -> Outcome:  # noqa: FBT001 - one caller
+    async def _classify_one(self, encoded: bytes | Pixels, deadline: float, is_replay: bool) -> Outcome:  # noqa: FBT001 - one caller
         loop = asyncio.get_running_loop()
         try:
             async with asyncio.timeout(deadline - time.monotonic()):
@@ -119,8 +122,10 @@ class Classifier:
             self._spot_check.offer(pixels, logits)
         return Answered(pixels, logits)
 
-    def _decode(self, encoded: bytes, deadline: float) -> Pixels:
+    def _decode(self, encoded: bytes | Pixels, deadline: float) -> Pixels:
         if time.monotonic() >= deadline:  # it waited for a thread until nobody waited for it
             raise DeadlineExceeded("the deadline passed before the image was decoded")
+        if not isinstance(encoded, bytes):
+            return encoded
         with self.metrics.timed("decode"):
             return decode(encoded, self.model.manifest.preprocessing, self._accepted)

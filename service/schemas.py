@@ -10,6 +10,23 @@ from service.independence.receipts import Receipt
 from service.preprocessing import Preprocessing
 
 
+def schema_of(model: type[BaseModel]) -> dict[str, Any]:
+    """Return a body's JSON Schema in one piece, for operations that read their bodies themselves."""
+    schema = model.model_json_schema()
+    definitions = schema.pop("$defs", {})
+
+    def put_in(part: Any) -> Any:
+        if isinstance(part, list):
+            return [put_in(one) for one in part]
+        if not isinstance(part, dict):
+            return part
+        name = str(part.get("$ref", "")).rpartition("/")[2]
+        return put_in(definitions[name]) if name else {key: put_in(value) for key, value in part.items()}
+
+    found: dict[str, Any] = put_in(schema)
+    return found
+
+
 class PredictQuery(BaseModel):
     """Query parameters of /predict; an unknown one is an error, not a surprise."""
 

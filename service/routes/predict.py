@@ -9,13 +9,11 @@ from typing import Annotated
 from fastapi import APIRouter, Query, Request, Response
 
 from service.answers import predict_body
-from service.classifier import Classifier, Outcome
-from service.errors import AllImagesFailed, ServiceError
-from service.problems import slug
 from service.routes import ServiceDependency, choose_classifier
 from service.routes.access import require_predict
 from service.routes.bodies import expected_bytes, read_uploads
 from service.routes.connection import while_connected
+from service.routes.outcomes import settle
 from service.schemas import ImagesBody, PredictBody, PredictQuery
 
 router = APIRouter(tags=["predict"], dependencies=[require_predict])
@@ -49,18 +47,9 @@ async def predict(request: Request, query: Annotated[PredictQuery, Query()], ser
     classifier.metrics.observe("read", perf_counter() - started)
     work = classifier.classify([upload.encoded for upload in uploads], deadline=deadline)
     outcomes = await while_connected(request, work)
-    _settle(classifier, outcomes)
+    settle(classifier, outcomes)
     with classifier.metrics.timed("encode"):
         names = [upload.filename for upload in uploads]
         receipt = partial(classifier.receipt, key=service.receipt_key) if query.receipt else None
         body = predict_body(classifier.model, names, outcomes, k=query.top_k, with_logits=query.logits, receipt=receipt)
         return Response(json.dumps(body, ensure_ascii=False), media_type="application/json")
-
-
-def _settle(classifier: Classifier, outcomes: list[Outcome]) -> None:
-    """Count the outcomes. Raises the error of a lone bad image, AllImagesFailed where all of several are bad."""
-    errors = [outcome for outcome in outcomes if isinstance(outcome, ServiceError)]
-    for outcome in outcomes:
-        classifier.metrics.outcome(slug(outcome) if isinstance(outcome, ServiceError) else "ok")
-    if len(errors) == len(outcomes):
-        raise errors[0] if len(errors) == 1 else AllImagesFailed(errors)
