@@ -54,7 +54,7 @@ def create_app(
         description=DESCRIPTION,
         redoc_url=None,
         lifespan=_lifespan,
-        responses={code: _document(title) for code, title in problems.TITLE.items() if code != 499},
+        responses={code: _document(code, title) for code, title in problems.TITLE.items() if code != 499},
     )
     app.state.service = service
     app.state.keys = KeyRing(settings.api_keys_file, public_predict=settings.public_predict)
@@ -71,9 +71,10 @@ def create_app(
     return app
 
 
-def _document(title: str) -> dict[str, Any]:
+def _document(code: int, title: str) -> dict[str, Any]:
     schema = {"$ref": f"#/components/schemas/{Problem.__name__}"}
-    return {"description": title, "content": {problems.MEDIA_TYPE: {"schema": schema}}}
+    content = {problems.MEDIA_TYPE: {"schema": schema, "examples": problems.examples(code)}}
+    return {"description": title, "content": content}
 
 
 @asynccontextmanager

@@ -42,7 +42,7 @@ class PredictQuery(BaseModel):
 class ImagesBody(BaseModel):
     """The JSON form of a request."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"images": ["iVBORw0KGgo…"]}]})
 
     images: list[str] = Field(min_length=1, description="image files in base64")
 
@@ -80,8 +80,19 @@ class FailureBody(BaseModel):
     error: Problem
 
 
+SEVEN: dict[str, Any] = {"label": "7", "index": 7, "score": 0.9991}
+EXAMPLE: dict[str, Any] = {
+    "model": "mnist",
+    "version": 3,
+    "form": "float",
+    "predictions": [{"filename": "seven.png", **SEVEN, "top": [SEVEN, {"label": "9", "index": 9, "score": 0.0004}]}],
+}
+
+
 class PredictBody(BaseModel):
     """The answer of /predict: one shape for one image and for many, in the order in which they were sent."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [EXAMPLE]})
 
     model: str
     version: int
