@@ -196,3 +196,10 @@ def test_every_answer_about_a_model_names_the_certificate(ask, path):
 
     expected = "none" if response.is_error else ask("GET", "/info").json()["models"]["tiny"]["certificate"]
     assert response.headers["foldserve-certificate"] == expected
+
+
+def test_a_tensor_is_given_up_at_the_first_element_over_its_shape():
+    content, headers = binary(bytes(4_000_000), [2], "BYTES")  # a million empty elements
+
+    with pytest.raises(MalformedRequest, match="are not 2 elements"):
+        parse_infer(content, int(headers["inference-header-content-length"]), (8, 8, 3), 8)
