@@ -39,11 +39,17 @@ class _Record(BaseModel):
 
 
 class FoldRecord(_Record):
-    """One BatchNorm that went into the layer before it; `error` is the largest relative float64 difference seen."""
+    """One BatchNorm, or arithmetic like it, that stood `place` a layer and went into it, past the steps `through`.
+
+    `error` is the largest relative difference seen in float64, `weight_max` and `bias_max` are the layer's as folded.
+    """
 
     norm: str
+    norm_kind: str = "BatchNorm"
     into: str
     kind: str
+    place: Literal["after", "before"] = "after"
+    through: tuple[str, ...] = ()
     scale_min: float
     scale_max: float
     weight_max: float
