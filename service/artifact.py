@@ -57,6 +57,18 @@ class FoldRecord(_Record):
     error: float | None = None
 
 
+class FoldError(_Record):
+    """How far the folded network is from the unfolded one in float64, relative to the largest logit.
+
+    `float64` with the folded weights before rounding: the algebra alone; `float32` as stored, which is narrower where
+    the file is; `float32_unfolded` the same for the network before folding: what rounding costs without it.
+    """
+
+    float64: float
+    float32: float
+    float32_unfolded: float
+
+
 class KeptRecord(_Record):
     """One BatchNorm that stays in the graph, and why folding it would be wrong."""
 
@@ -100,6 +112,7 @@ class Manifest(_Record):
     preprocessing: Preprocessing
     folds: tuple[FoldRecord, ...] = ()
     kept: tuple[KeptRecord, ...] = ()
+    fold_error: FoldError | None = None
     batchnorm: tuple[NormRecord, ...] = ()
     parity: Parity | None = None
     pixels: PixelStatistics | None = None

@@ -107,7 +107,8 @@ def _evaluate(node: NodeProto, inputs: Mapping[str, Any], opset: int) -> NDArray
     )
     try:
         with np.errstate(all="ignore"):
-            values = np.asarray(list(ReferenceEvaluator(model).run(None, dict(inputs)))[0])
+            first, *_ = ReferenceEvaluator(model).run(None, dict(inputs))
+            values = np.asarray(first)
     except Exception:  # noqa: BLE001 - the reference raises whatever NumPy does; then it is not taken for a constant
         return None
     return values.astype(np.float64) if values.dtype.kind == "f" else values

@@ -10,6 +10,7 @@ from onnx import NodeProto, helper
 
 from training.errors import NotFoldable
 from training.folding.algebra import Affine, Norm
+from training.folding.arithmetic import affine_of, per_channel
 from training.folding.graph_constants import Constants
 from training.folding.network import Account, Join, Layer, Other, Passage, Rescale, Step, Value
 from training.folding.passages import Passing, Rectifier, Reduction, Regrouping, Stays, Transposition, Unchanged, Window
@@ -142,37 +143,11 @@ def _arithmetic(call: Call) -> Step:
     constant = call.floats(1 - variable[0]) if len(variable) == 1 else None
     if constant is None:
         raise Stays("")
-    values, axis = _per_channel(constant, call.value(call.input(variable[0])))
-    affine = _affine(call.node.op_type, values, swapped=variable[0] == 1)
+    values, axis = per_channel(constant, call.value(call.input(variable[0])).shape)
+    affine = affine_of(call.node.op_type, values, swapped=variable[0] == 1)
     account = Account.of(call.name, call.node.op_type, affine)
     notable = axis is not None and not (affine.scale == 1).all()
     return call.step(Rescale, *variable, affine=affine, axis=axis, accounts=[account], notable=notable)
-
-
-def _affine(kind: str, values: NDArray[np.float64], *, swapped: bool) -> Affine:
-    ones, zeros = np.ones_like(values), np.zeros_like(values)
-    if not np.isfinite(values).all() or (kind == "Div" and (swapped or not values.all())):
-        raise Stays("a division, or arithmetic with numbers that are not finite")
-    if kind in {"Mul", "Div"}:
-        return Affine(values if kind == "Mul" else 1 / values, zeros)
-    if kind == "Add":
-        return Affine(ones, values)
-    return Affine(-ones, values) if swapped else Affine(ones, -values)
-
-
-def _per_channel(constant: NDArray[np.float64], value: Value) -> tuple[NDArray[np.float64], int | None]:
-    """Return a constant as one entry for each channel with their axis, None for one number. Raises Stays."""
-    if constant.ndim <= 1 and constant.size == 1:
-        return constant.reshape(1), None
-    wide = [axis for axis, size in enumerate(constant.shape) if size != 1]
-    if value.shape is None or constant.ndim > len(value.shape) or len(wide) > 1 or constant.size == 0:
-        raise Stays("arithmetic with a constant that is not one number for each channel")
-    if not wide:
-        return constant.reshape(1), None
-    axis = len(value.shape) - constant.ndim + wide[0]
-    if value.shape[axis] != constant.size or axis == 0:
-        raise Stays("arithmetic with a constant that is not one number for each channel")
-    return constant.reshape(-1), axis
 
 
 def _passing(rule: Callable[[Call], Passing]) -> Callable[[Call], Step]:

@@ -131,7 +131,8 @@ class Rescale(Step):
     affine: Affine
     axis: int | None
     accounts: list[Account]
-    locked: str = ""
+    locked: str = ""  # why it must stay where it is
+    frozen: str = ""  # why it may go but not change
     notable: bool = True  # worth a line in the report where it stays: a BatchNorm, or a scale per channel
     changed: bool = False
     removed: bool = False
@@ -143,8 +144,8 @@ class Rescale(Step):
 
     def check(self, change: Change, place: Place) -> Affine:
         """Return what it becomes with `change` taken in. Raises Stays."""
-        if self.locked:
-            raise Stays(self.locked)
+        if self.locked or self.frozen:
+            raise Stays(self.locked or self.frozen)
         if None not in (change.axis, self.change.axis) and change.axis != self.axis:
             raise Stays(f"it works on another axis than {self.name}")
         if change.axis is not None and len(change.affine.scale) != len(self.affine.scale):

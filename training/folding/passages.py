@@ -65,7 +65,7 @@ class Rectifier(_Same):
     def check(self, change: Change) -> None:
         """Raise Stays for a shift or a negative scale."""
         if (change.affine.scale < 0).any() or change.affine.shift.any():
-            raise Stays("only a scale without a shift passes a ReLU, and no negative one")
+            raise Stays("a ReLU lies between, which only a scale without a shift passes, and no negative one")
 
 
 @dataclass(frozen=True, slots=True)
