@@ -21,7 +21,7 @@ MAX_POOL = {1: functional.max_pool1d, 2: functional.max_pool2d, 3: functional.ma
 
 def evaluate(model: ModelProto, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
     """Run a model and return every value of its graph by name. Raises whatever the reference raises."""
-    evaluator = ReferenceEvaluator(model, new_ops=[Conv, ConvTranspose, AveragePool, MaxPool])
+    evaluator = ReferenceEvaluator(model, new_ops=[BatchNormalization, Conv, ConvTranspose, AveragePool, MaxPool])
     names = [name for node in model.graph.node for name in node.output if name]
     with torch.no_grad(), np.errstate(all="ignore"):
         results = evaluator.run(names, dict(feeds))
@@ -31,11 +31,7 @@ def evaluate(model: ModelProto, feeds: Mapping[str, NDArray[Any]]) -> dict[str, 
 def in_float64(model: ModelProto, exact: Mapping[str, NDArray[np.float64]] | None = None) -> ModelProto:
     """Return the model with every float type made float64, and initializers that `exact` names with its numbers."""
     copy: ModelProto = ModelProto.FromString(model.SerializeToString())
-    _widen(copy.graph)
-    for tensor in copy.graph.initializer:
-        if exact and tensor.name in exact:
-            tensor.CopyFrom(numpy_helper.from_array(np.ascontiguousarray(exact[tensor.name]), tensor.name))
-    del copy.graph.value_info[:]
+    _widen(copy.graph, exact or {})
     return copy
 
 
@@ -60,9 +56,12 @@ def _random(entry: Any, rng: np.random.Generator, dtype: type[np.floating[Any]] 
     return rng.standard_normal(shape).astype(dtype or helper.tensor_dtype_to_np_dtype(tensor.elem_type))
 
 
-def _widen(graph: GraphProto) -> None:
+def _widen(graph: GraphProto, exact: Mapping[str, NDArray[np.float64]]) -> None:
     for tensor in graph.initializer:
         _widen_tensor(tensor)
+        if tensor.name in exact:
+            tensor.CopyFrom(numpy_helper.from_array(np.ascontiguousarray(exact[tensor.name]), tensor.name))
+    del graph.value_info[:]
     for entry in (*graph.input, *graph.output):
         if entry.type.tensor_type.elem_type in FLOATS:
             entry.type.tensor_type.elem_type = TensorProto.DOUBLE
@@ -70,7 +69,7 @@ def _widen(graph: GraphProto) -> None:
         for attribute in node.attribute:
             _widen_attribute(node.op_type, attribute)
     for inner in graphs_inside(graph.node):
-        _widen(inner)
+        _widen(inner, exact)
 
 
 def _widen_attribute(kind: str, attribute: AttributeProto) -> None:
@@ -86,6 +85,15 @@ def _widen_attribute(kind: str, attribute: AttributeProto) -> None:
 def _widen_tensor(tensor: TensorProto) -> None:
     if tensor.data_type in FLOATS - {TensorProto.DOUBLE}:
         tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor).astype(np.float64), tensor.name))
+
+
+class BatchNormalization(OpRun):
+    """At inference; the reference takes any file before opset 14 for training."""
+
+    def _run(self, x: Any, scale: Any, bias: Any, mean: Any, var: Any, **given: Any) -> tuple[NDArray[Any]]:
+        shape = (-1, *[1] * (x.ndim - 2))
+        scale, bias, mean, var = (values.reshape(shape) for values in (scale, bias, mean, var))
+        return (((x - mean) / np.sqrt(var + x.dtype.type(given["epsilon"])) * scale + bias).astype(x.dtype),)
 
 
 class Conv(OpRun):

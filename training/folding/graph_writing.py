@@ -33,8 +33,9 @@ class Names:
 class Writer:
     """Writes into one graph. `exact` gets the values of new weights before they are rounded to the file's type."""
 
-    def __init__(self, read: Read, names: Names, *, as_inputs: bool) -> None:
+    def __init__(self, read: Read, names: Names, *, is_main: bool, as_inputs: bool) -> None:
         """`as_inputs`: every initializer must be listed among the inputs too, as files of IR version 3 do."""
+        self._is_main = is_main
         self.exact: dict[str, Array] = {}
         self._read = read
         self._graph = read.graph
@@ -161,7 +162,8 @@ class Writer:
         """Store weights under their old name where nothing else reads it, else under a new one; return the name."""
         stored: NDArray[np.generic] = values.astype(helper.tensor_dtype_to_np_dtype(element_type))
         tensor = self._read.constants.tensor(old) if old else None
-        alone = tensor is not None and self._uses()[old] == 1 and tuple(tensor.dims) == stored.shape
+        unshared = self._is_main and self._uses()[old] == 1  # two branches may each have a weight of one name
+        alone = tensor is not None and unshared and tuple(tensor.dims) == stored.shape
         name = old if alone else self._names.fresh(fresh or f"{old}_folded")
         new = numpy_helper.from_array(np.ascontiguousarray(stored), name)
         if alone:

@@ -48,7 +48,7 @@ class FoldReport:
 
 @dataclass(frozen=True, slots=True)
 class FoldedGraph:
-    """A folded copy of a model. `exact` has, by initializer of its graph, the folded weights before rounding."""
+    """A folded copy of a model. `exact` has, by initializer, the folded weights before rounding."""
 
     model: ModelProto
     report: FoldReport
@@ -108,12 +108,14 @@ def _fold(work: _Work, graph: GraphProto, shaped: GraphProto, given: frozenset[s
     if inner:  # they may have let go of constants of this graph
         read = read_graph(graph, shaped, constants, work.opset, outer)
     outcome = absorb(read.steps)
-    writer = Writer(read, work.names, as_inputs=outer is None and work.model.ir_version < INPUTS_ARE_GIVEN)
+    is_main = outer is None
+    as_inputs = is_main and work.model.ir_version < INPUTS_ARE_GIVEN
+    writer = Writer(read, work.names, is_main=is_main, as_inputs=as_inputs)
     writer.write()
     work.folds += outcome.records()
     work.kept += [*read.kept, *outcome.kept]
-    work.exact |= writer.exact if outer is None else {}
-    work.witnesses += [absorbed.witness.stands_for if outer is None else "" for absorbed in outcome.absorbed]
+    work.exact |= writer.exact
+    work.witnesses += [absorbed.witness.stands_for if is_main else "" for absorbed in outcome.absorbed]
 
 
 def measure(model: ModelProto, folded: FoldedGraph, feeds: Feeds | None = None) -> FoldedGraph:
