@@ -54,6 +54,7 @@ class FoldRecord(_Record):
     scale_max: float
     weight_max: float
     bias_max: float
+    float16_headroom: float | None = Field(None, description="65504 / the largest of both; none where all are 0")
     error: float | None = None
 
 

@@ -14,6 +14,8 @@ from training.folding.algebra import Affine, Array
 from training.folding.network import Account, Join, Layer, Other, Passage, Place, Rescale, Step, Value
 from training.folding.passages import Change, Stays
 
+FLOAT16_MAX = 65504.0
+
 
 @dataclass(frozen=True, slots=True)
 class Absorbed:
@@ -210,4 +212,5 @@ def _record(absorbed: Absorbed) -> FoldRecord:
         scale_max=account.scale_max,
         weight_max=weight,
         bias_max=bias,
+        float16_headroom=FLOAT16_MAX / max(weight, bias) if weight or bias else None,
     )

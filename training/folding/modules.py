@@ -14,7 +14,7 @@ from torch import Tensor, fx, nn
 from torch.fx.passes.shape_prop import ShapeProp
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from service.artifact import FoldRecord, KeptRecord
+from service.artifact import FoldError, FoldRecord, KeptRecord
 from training.errors import NotFoldable
 from training.folding.absorb import Outcome, absorb
 from training.folding.algebra import Array
@@ -34,6 +34,7 @@ class Folded:
     folds: tuple[FoldRecord, ...]
     kept: tuple[KeptRecord, ...]
     witnesses: tuple[tuple[str, str], ...]  # for each of `folds`, an unfolded and a folded node that answer alike
+    end_to_end: FoldError | None = None  # None until it was run on data
 
 
 def fold(model: nn.Module, example: Tensor | None = None) -> Folded:
@@ -96,15 +97,29 @@ def verify(folded: Folded, images: Tensor) -> Folded:
     with_norm, without = (_answers(module, images.double()) for module in (folded.unfolded, folded.module))
     records = []
     for (before, after), record in zip(folded.witnesses, folded.folds, strict=True):
-        wanted = with_norm[before]
-        scale = wanted.abs().max().clamp_min(torch.finfo(torch.float64).tiny)
-        error = float((without[after] - wanted).abs().max() / scale)
+        error = _difference(without[after], with_norm[before])
         if not error <= TOLERANCE:
             raise NotFoldable(
                 f"{record.norm}: folded and unfolded differ by {error:.3g} relative, at most {TOLERANCE} is rounding"
             )
         records.append(record.model_copy(update={"error": error}))
-    return replace(folded, folds=tuple(records))
+    return replace(folded, folds=tuple(records), end_to_end=_end_to_end(folded, images))
+
+
+def _end_to_end(folded: Folded, images: Tensor) -> FoldError:
+    wanted = folded.unfolded(images.double())
+    single, single_unfolded = (copy.deepcopy(one).float()(images.float()) for one in (folded.module, folded.unfolded))
+    return FoldError(
+        float64=_difference(folded.module(images.double()), wanted),
+        float32=_difference(single.double(), wanted),
+        float32_unfolded=_difference(single_unfolded.double(), wanted),
+    )
+
+
+def _difference(found: Tensor, wanted: Tensor) -> float:
+    """Return the largest difference over the largest magnitude."""
+    scale = wanted.abs().max().clamp_min(torch.finfo(torch.float64).tiny)
+    return float((found - wanted).abs().max() / scale)
 
 
 def _answers(module: fx.GraphModule, images: Tensor) -> dict[str, Any]:
