@@ -25,6 +25,7 @@ the answers are right. **wrong**: the answers differ by more than rounding. **cr
 ended. The second column is what is best: folding the rows that say kept would be wrong, or, after a ReLU, impossible.
 torch.fx takes no ONNX file; it gets the same network as PyTorch modules.
 
+Arithmetic on weights alone does not count as left.
 Answers are compared on ONNX Runtime with every optimization off. onnxscript is what `torch.onnx.export` runs by
 default. Made by `python -m benchmarks.folding --out docs/folding.md` with {versions}.
 
@@ -69,7 +70,11 @@ def table(verdicts: dict[str, dict[int, dict[str, str]]]) -> str:
         if answer["verdict"] == "crash"
     ]
     return (
-        HEADER.format(versions=versions()) + "\n".join(lines) + "\n\n" + "\n".join(["## Crashes", "", *crashes]) + "\n"
+        HEADER.format(versions=versions())
+        + "\n".join(lines)
+        + "\n\n"
+        + "\n".join(["## Crashes", "", *(crashes or ["None."])])
+        + "\n"
     )
 
 
