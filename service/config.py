@@ -85,6 +85,9 @@ class Settings(BaseSettings):
     formats: Annotated[tuple[str, ...], NoDecode] = Field(
         ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF"), description="accepted image formats, comma-separated"
     )
+    cors_origins: Annotated[tuple[str, ...], NoDecode] = Field(
+        (), description="pages of other hosts that may call, comma-separated, for instance https://a.example [none]"
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least severe line to log")
     log_format: Literal["text", "json"] = Field("text", description="log lines for people, or one JSON object a line")
     log_requests: Literal["none", "errors", "all"] = Field(
@@ -99,6 +102,11 @@ class Settings(BaseSettings):
     @classmethod
     def _split_formats(cls, value: object) -> object:
         return tuple(part.strip().upper() for part in value.split(",")) if isinstance(value, str) else value
+
+    @field_validator("cors_origins", mode="before")
+    @classmethod
+    def _split_origins(cls, value: object) -> object:
+        return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
 
     @model_validator(mode="after")
     def _one_request_fits(self) -> Self:
