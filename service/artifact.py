@@ -259,7 +259,7 @@ def read_manifest(path: Path, model_bytes: bytes) -> Manifest:
     except Exception as error:  # noqa: BLE001 - protobuf and the checker raise types of their own
         reason = str(error).strip().partition("\n")[0]
         raise ArtifactError(f"{path} is not a sound ONNX file ({reason}); export the model again") from None
-    external = [one.name or "without a name" for one in _weights(model) if one.data_location == one.EXTERNAL]
+    external = [one.name or "without a name" for one in stored_tensors(model) if one.data_location == one.EXTERNAL]
     if external:
         raise ArtifactError(
             f"{path} keeps its weight {external[0]} in another file; a model is one self-contained file"
@@ -277,7 +277,7 @@ def read_manifest(path: Path, model_bytes: bytes) -> Manifest:
     return manifest
 
 
-def _weights(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
+def stored_tensors(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
     """Yield every tensor that the file stores: in its graph, in the graphs inside it, and in its functions."""
     yield from _weights_of_graph(model.graph)
     for function in model.functions:

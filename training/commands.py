@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 from training.config import TrainConfig, calm_idle_threads, parse_assignments, read_config_file
+from training.doctor import commands as doctor
 from training.errors import UsageError
 from training.presets import PRESETS, preset
 
@@ -15,6 +16,7 @@ def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     """Add the subcommands to the command line."""
     _register_train(subparsers)
     _register_export(subparsers)
+    doctor.register(subparsers)
     presets = subparsers.add_parser("presets", help="list the training presets", description="List the presets.")
     presets.set_defaults(run=_presets)
 
