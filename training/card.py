@@ -2,10 +2,12 @@
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 from service.artifact import FoldError, FoldRecord, KeptRecord, Manifest, Parity
 
 FLOAT16_MAX = 65504.0
+REAL = "real"
 
 
 def fold_table(folds: Iterable[FoldRecord], kept: Iterable[KeptRecord]) -> str:
@@ -19,11 +21,11 @@ def fold_table(folds: Iterable[FoldRecord], kept: Iterable[KeptRecord]) -> str:
     return "\n".join(lines)
 
 
-def parity_line(seen: Parity) -> str:
+def parity_line(seen: Parity, kind: str = REAL) -> str:
     """Return what the check saw, in one line."""
     sizes = ", ".join(str(size) for size in seen.batch_sizes)
     return (
-        f"ONNX Runtime against unfolded float64 on {seen.images:,} real images at batch {sizes}: "
+        f"ONNX Runtime against unfolded float64 on {seen.images:,} {kind} images at batch {sizes}: "
         f"largest difference {seen.max_abs_difference:.2g} (float32 alone: {seen.float32_noise:.2g}), "
         f"{seen.argmax_flips} labels flipped"
     )
@@ -39,21 +41,15 @@ def fold_error_line(error: FoldError) -> str:
 
 def model_card(manifest: Manifest, digest: str, folder: Path) -> str:
     """Return the README of a model: what it is for, how good it is, where it comes from, how to use it."""
-    result = manifest.training
     spec = manifest.preprocessing
-    versions = ", ".join(f"{name} {number}" for name, number in result["versions"].items())
     assert manifest.parity is not None
     facts = (
         ("Labels", ", ".join(manifest.labels)),
         ("Input", f"{spec.size[0]} × {spec.size[1]} pixels, mode {spec.mode}, resize {spec.resize} ({spec.filter})"),
-        ("Data", f"{result['dataset']}: {result['split']}"),
-        ("Test accuracy", f"{result['test_accuracy']:.2%} of {result['test_images']:,} images, which chose nothing"),
-        ("Validation accuracy", f"{result['validation_accuracy']:.2%}, at epoch {result['best_epoch']}"),
-        ("Network", f"{result['architecture']}, seed {result['seed']}, {result['epochs']} epochs"),
-        ("Trained", f"{result['date']} in {result['seconds']} s on {result['device']}; {versions}"),
+        *_origin(manifest.training),
         ("BatchNorm", f"{len({record.norm for record in manifest.folds})} folded, {len(manifest.kept)} kept"),
         ("Folding", fold_error_line(manifest.fold_error) if manifest.fold_error else "not measured"),
-        ("Parity", parity_line(manifest.parity)),
+        ("Parity", parity_line(manifest.parity, manifest.training.get("images", REAL))),
         ("Licence", str(manifest.licence)),
         ("sha256", f"`{digest}`"),
     )
@@ -61,6 +57,26 @@ def model_card(manifest: Manifest, digest: str, folder: Path) -> str:
     return (
         f"# {manifest.name}, version {folder.name}\n\n| | |\n|---|---|\n{table}\n\n## Each BatchNorm\n\n```\n"
         f"{fold_table(manifest.folds, manifest.kept)}\n```\n"
+    )
+
+
+def _origin(result: dict[str, Any]) -> tuple[tuple[str, str], ...]:
+    """Tell where the weights come from: a run of foldserve's, or a file of somebody else's."""
+    versions = ", ".join(f"{name} {number}" for name, number in result["versions"].items())
+    if "source" in result:
+        return (
+            (
+                "Imported from",
+                f"`{result['source']}`, sha256 `{result['source_sha256']}`, made by {result['producer']}",
+            ),
+            ("Imported", f"{result['date']}; {versions}"),
+        )
+    return (
+        ("Data", f"{result['dataset']}: {result['split']}"),
+        ("Test accuracy", f"{result['test_accuracy']:.2%} of {result['test_images']:,} images, which chose nothing"),
+        ("Validation accuracy", f"{result['validation_accuracy']:.2%}, at epoch {result['best_epoch']}"),
+        ("Network", f"{result['architecture']}, seed {result['seed']}, {result['epochs']} epochs"),
+        ("Trained", f"{result['date']} in {result['seconds']} s on {result['device']}; {versions}"),
     )
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from training.config import TrainConfig, calm_idle_threads, parse_assignments, read_config_file
 from training.doctor import commands as doctor
 from training.errors import UsageError
+from training.importing import commands as importing
 from training.presets import PRESETS, preset
 
 RUNS = Path("runs")
@@ -17,6 +18,7 @@ def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     _register_train(subparsers)
     _register_export(subparsers)
     doctor.register(subparsers)
+    importing.register(subparsers)
     presets = subparsers.add_parser("presets", help="list the training presets", description="List the presets.")
     presets.set_defaults(run=_presets)
 
@@ -83,7 +85,8 @@ def _train(arguments: argparse.Namespace) -> int:
 
 
 def _export(arguments: argparse.Namespace) -> int:
-    from training.export import check_name, export
+    from training.export import export
+    from training.packaging import check_name
     from training.run import load_run
 
     check_name(arguments.name)  # before the data set is read

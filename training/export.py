@@ -5,14 +5,10 @@
 The unfolded network in float64 is the measure of everything.
 """
 
-import contextlib
 import logging
-import shutil
-import tempfile
 import warnings
 from collections.abc import Callable
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,45 +18,19 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from service.artifact import (
-    GOLDEN_FILE,
-    INPUT_NAME,
-    MANIFEST_KEY,
-    MODEL_FILE,
-    MODEL_NAME,
-    OUTPUT_NAME,
-    Artifact,
-    Golden,
-    Manifest,
-    Parity,
-    versions,
-)
-from service.engine import Engine, choose_device, open_engine
-from service.errors import ArtifactError
-from service.preprocessing import Preprocessing, decode, encode_png
+from service.artifact import INPUT_NAME, OUTPUT_NAME, Manifest, Parity
+from service.engine import choose_device, open_engine
+from service.preprocessing import Preprocessing
 from training import card, parity
-from training.checkpoint import write_atomically
-from training.errors import ExportRefused, UsageError
+from training.errors import ExportRefused
 from training.folding.modules import Folded, fold, verify
 from training.loop import Normalize
 from training.normalization import norm_records
+from training.packaging import Exported, check_name, package
 from training.run import Trained
 
 OPSET = 20
-GOLDEN_IMAGES = 16
-GOLDEN_ROOM = 4  # the golden tolerance is this many times the largest difference seen at export
 VERIFIED_IMAGES = 256
-
-
-@dataclass(frozen=True, slots=True)
-class Exported:
-    """What was written, and what the checks saw."""
-
-    folder: Path
-    manifest: Manifest
-    parity: Parity
-    digest: str
-    bytes: int
 
 
 class Classifier(nn.Module):
@@ -95,16 +65,7 @@ def export(trained: Trained, models: Path, name: str, *, say: Callable[[str], No
     seen = parity.check(engine.run, images, wanted)
     say(card.parity_line(seen))
     manifest = _manifest(trained, name, folded, seen)
-    model.metadata_props.add(key=MANIFEST_KEY, value=manifest.model_dump_json())
-    onnx.checker.check_model(model, full_check=True)
-    golden = _golden(images, wanted, seen, manifest.preprocessing)
-    return _write(models, name, manifest, model.SerializeToString(), golden)
-
-
-def check_name(name: str) -> None:
-    """Raise UsageError for a name that cannot be a model's."""
-    if not MODEL_NAME.fullmatch(name):
-        raise UsageError(f"--name {name}: use letters, digits, dots, dashes and underscores, at most 100")
+    return package(models, model, manifest, images, wanted)
 
 
 def real_images(trained: Trained) -> NDArray[np.uint8]:
@@ -196,51 +157,3 @@ def _manifest(trained: Trained, name: str, folded: Folded, seen: Parity) -> Mani
         training=trained.result,
         licence=f"data: {trained.dataset.licence}",
     )
-
-
-def _golden(images: NDArray[np.uint8], wanted: parity.Reference, seen: Parity, spec: Preprocessing) -> Golden:
-    """Take images spread over the checked ones, as PNG files, with the unfolded model's answers."""
-    chosen = np.linspace(0, len(images) - 1, GOLDEN_IMAGES).astype(int)
-    encoded = tuple(encode_png(images[index]) for index in chosen)
-    pixels = np.stack([decode(image, spec) for image in encoded])
-    if not np.array_equal(pixels, images[chosen]):
-        raise ExportRefused("decoding changed the pixels of a golden image; nothing was written")
-    return Golden(encoded, pixels, wanted.logits[chosen], GOLDEN_ROOM * seen.max_abs_difference)
-
-
-def _write(models: Path, name: str, manifest: Manifest, model_bytes: bytes, golden: Golden) -> Exported:
-    """Write a hidden folder, read it back as the service will, then rename it: whole or not at all."""
-    parent = models / name
-    try:
-        parent.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(prefix=".partial-", dir=parent))
-    except OSError as error:
-        raise ExportRefused(f"{parent} cannot be written: {error.strerror}") from None
-    try:
-        partial.chmod(0o755)  # a temporary folder is its maker's alone; a service may run as somebody else
-        write_atomically(partial / MODEL_FILE, model_bytes)
-        write_atomically(partial / GOLDEN_FILE, golden.to_bytes())
-        artifact = Artifact.load(partial)
-        _check_as_served(artifact, open_engine(artifact.model_bytes, choose_device("cpu")))
-        folder = _next_version(parent)
-        (partial / "README.md").write_text(card.model_card(manifest, artifact.digest, folder), encoding="utf-8")
-        partial.rename(folder)
-    except OSError as error:
-        raise ExportRefused(f"{parent} cannot be written: {error.strerror}") from None
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-        with contextlib.suppress(OSError):
-            parent.rmdir()  # only where nothing is in it
-    assert manifest.parity is not None
-    return Exported(folder, manifest, manifest.parity, artifact.digest, len(model_bytes))
-
-
-def _check_as_served(artifact: Artifact, engine: Engine) -> None:
-    try:
-        artifact.golden.check(engine.run, artifact.manifest.preprocessing)
-    except ArtifactError as error:
-        raise ExportRefused(f"the artifact fails its own golden images: {error}; nothing was written") from None
-
-
-def _next_version(parent: Path) -> Path:
-    return parent / str(max(versions(parent), default=0) + 1)

@@ -17,7 +17,7 @@ from service.config import Settings
 from service.engine import choose_device, open_engine
 from service.errors import ArtifactError
 from service.repository import Repository
-from training.export import Exported
+from training.packaging import Exported
 
 LOADING_S = 60  # far beyond what a 300 kB model takes; reached only where loading hangs
 

@@ -17,9 +17,10 @@ from training_support import QUICK, hush
 
 from service.artifact import MANIFEST_KEY, Artifact
 from service.engine import choose_device, open_engine
-from training.export import GOLDEN_ROOM, Exported, export, real_images
+from training.export import export, real_images
 from training.loop import Normalize
 from training.normalization import batch_norms
+from training.packaging import GOLDEN_ROOM, Exported
 from training.run import Trained
 
 

@@ -9,7 +9,7 @@ from foreign_support import FILTERS, Graph, network, torch_export
 from onnx import TensorProto, helper
 
 from training.doctor.examine import inspect
-from training.export import Exported
+from training.packaging import Exported
 
 HEALTHY = {"unfolded"}  # a BatchNorm behind a convolution is what these graphs are about
 
@@ -29,7 +29,6 @@ BREAKAGES = {
     "bias-before": Graph(conv_bias=True),
     "dropout-before": Graph(dropout=True),
     "fixed-batch": Graph(batch=1),
-    "opset": Graph(opset=24),
     "eps": Graph(epsilon=1e-12),
     "not-finite": Graph(values={"matrix": np.full((4, FILTERS), np.nan)}),
     "negative-variance": Graph(values={"var": -np.ones(FILTERS)}),

@@ -1,0 +1,44 @@
+"""The subcommand `import`. torch is loaded only when it runs."""
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from training.doctor.commands import add_preprocessing
+
+if TYPE_CHECKING:
+    from training.importing.preprocessing import Wishes
+
+
+def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Add the subcommand to the command line."""
+    parser = subparsers.add_parser(
+        "import",
+        help="make a model of a foreign ONNX classifier",
+        description="Inspect, fold, prove, check and write a foreign ONNX classifier.",
+    )
+    parser.add_argument("file", type=Path, metavar="FILE.onnx", help="the classifier; weights may lie beside it")
+    parser.add_argument("--name", required=True, metavar="NAME", help="model name")
+    parser.add_argument("--labels", type=Path, metavar="FILE", help="one label a line, or a JSON list [numbers]")
+    add_preprocessing(parser)
+    parser.add_argument("--data", type=Path, metavar="FOLDER", help="real images to check with [made-up ones]")
+    parser.add_argument("--models", type=Path, default=Path("models"), metavar="DIR", help="model repository [models]")
+    parser.set_defaults(run=_import)
+
+
+def _import(arguments: argparse.Namespace) -> int:
+    from training.importing.pipeline import Order, import_model
+
+    order = Order(arguments.file, arguments.name, wishes_of(arguments), arguments.labels, arguments.data)
+    exported = import_model(order, arguments.models)
+    print(f"wrote {exported.folder} ({exported.bytes / 1e6:.2f} MB, sha256 {exported.digest[:12]}…)")
+    print(f"next: foldserve serve --models {arguments.models}")
+    return 0
+
+
+def wishes_of(arguments: argparse.Namespace) -> "Wishes":
+    """Return what the shared preprocessing flags say."""
+    from training.importing.preprocessing import Wishes
+
+    mean, std = (None if values is None else tuple(values) for values in (arguments.mean, arguments.std))
+    return Wishes(arguments.preprocessing, arguments.size, mean, std)
