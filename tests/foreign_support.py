@@ -124,7 +124,9 @@ def build_network() -> nn.Module:
     return Network()
 
 
-def torch_export(model: nn.Module, path: Path, *, dynamo: bool, opset: int = 18, training: bool = False) -> Path:
+def torch_export(
+    model: nn.Module, path: Path, *, dynamo: bool, opset: int = 18, training: bool = False, as_people_do=False
+) -> Path:
     """Export as people do; the older exporter keeps BatchNorm only where it is told to preserve it."""
     import warnings
 
@@ -135,6 +137,8 @@ def torch_export(model: nn.Module, path: Path, *, dynamo: bool, opset: int = 18,
         if dynamo
         else {"dynamic_axes": {"x": {0: "batch"}}, "training": mode, "do_constant_folding": False}
     )
+    if as_people_do:
+        options.pop("optimize", None), options.pop("training", None), options.pop("do_constant_folding", None)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         torch.onnx.export(

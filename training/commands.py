@@ -3,12 +3,16 @@
 import argparse
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from training.config import TrainConfig, calm_idle_threads, parse_assignments, read_config_file
 from training.doctor import commands as doctor
 from training.errors import UsageError
 from training.importing import commands as importing
 from training.presets import PRESETS, preset
+
+if TYPE_CHECKING:
+    from training.packaging import Exported
 
 RUNS = Path("runs")
 
@@ -42,12 +46,21 @@ def _register_train(subparsers: "argparse._SubParsersAction[argparse.ArgumentPar
 
 def _register_export(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     parser = subparsers.add_parser(
-        "export", help="fold a run's BatchNorm and write a model", description="Fold, convert to ONNX, check, write."
+        "export",
+        help="fold a run's BatchNorm, or a torch module's, and write a model",
+        description="Fold, convert to ONNX, check, write. PACKAGE.MODULE:FUNCTION returns a torch module.",
     )
-    parser.add_argument("run_folder", type=Path, metavar="RUN", help="run folder of `foldserve train`")
+    parser.add_argument(
+        "source", metavar="RUN|PACKAGE.MODULE:FUNCTION", help="run folder of `foldserve train`, or code"
+    )
     parser.add_argument("--name", required=True, metavar="NAME", help="model name")
     parser.add_argument("--models", type=Path, default=Path("models"), metavar="DIR", help="model repository [models]")
-    parser.add_argument("--data-dir", type=Path, metavar="DIR", help="where data sets lie [FOLDSERVE_DATA]")
+    parser.add_argument("--data-dir", type=Path, metavar="DIR", help="a run: where data sets lie [FOLDSERVE_DATA]")
+    module = parser.add_argument_group("a torch module")
+    module.add_argument("--checkpoint", type=Path, metavar="FILE", help="its weights: .safetensors, .pt or .pth")
+    module.add_argument("--labels", type=Path, metavar="FILE", help="one label a line, or a JSON list [numbers]")
+    module.add_argument("--data", type=Path, metavar="FOLDER", help="real images to check with [made-up ones]")
+    doctor.add_preprocessing(module)
     parser.set_defaults(run=_export)
 
 
@@ -85,15 +98,32 @@ def _train(arguments: argparse.Namespace) -> int:
 
 
 def _export(arguments: argparse.Namespace) -> int:
-    from training.export import export
     from training.packaging import check_name
-    from training.run import load_run
 
     check_name(arguments.name)  # before the data set is read
-    exported = export(load_run(arguments.run_folder, arguments.data_dir), arguments.models, arguments.name)
+    exported = _export_module(arguments) if ":" in arguments.source else _export_run(arguments)
     print(f"wrote {exported.folder} ({exported.bytes / 1e6:.2f} MB, sha256 {exported.digest[:12]}…)")
     print(f"next: foldserve serve --models {arguments.models}")
     return 0
+
+
+def _export_run(arguments: argparse.Namespace) -> "Exported":
+    from training.export import export
+    from training.run import load_run
+
+    return export(load_run(Path(arguments.source), arguments.data_dir), arguments.models, arguments.name)
+
+
+def _export_module(arguments: argparse.Namespace) -> "Exported":
+    from training.importing.module import ModuleOrder, export_module
+
+    if arguments.checkpoint is None:
+        raise UsageError("a torch module needs its weights: --checkpoint FILE")
+    wishes = doctor.wishes_of(arguments)
+    order = ModuleOrder(
+        arguments.source, arguments.checkpoint, arguments.name, wishes, arguments.labels, arguments.data
+    )
+    return export_module(order, arguments.models)
 
 
 def _presets(_: argparse.Namespace) -> int:

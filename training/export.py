@@ -18,12 +18,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from service.artifact import INPUT_NAME, OUTPUT_NAME, Manifest, Parity
+from service.artifact import INPUT_NAME, OUTPUT_NAME, Manifest
 from service.engine import choose_device, open_engine
 from service.preprocessing import Preprocessing
 from training import card, parity
 from training.errors import ExportRefused
-from training.folding.modules import Folded, fold, verify
+from training.folding.modules import fold, verify
 from training.loop import Normalize
 from training.normalization import norm_records
 from training.packaging import Exported, check_name, package
@@ -53,19 +53,37 @@ def export(trained: Trained, models: Path, name: str, *, say: Callable[[str], No
     Raises UsageError for a bad name, NotFoldable, or ExportRefused; then nothing was written.
     """
     check_name(name)
-    images = real_images(trained)
-    folded = _fold(trained, images)
+    return export_network(trained.network, _manifest(trained, name), real_images(trained), models, say=say)
+
+
+def export_network(
+    network: nn.Module,
+    manifest: Manifest,
+    images: NDArray[np.uint8],
+    models: Path,
+    *,
+    say: Callable[[str], None] = print,
+) -> Exported:
+    """Fold a network in evaluation mode, convert it, hold it against `images` and write the artifact.
+
+    `manifest` tells all but the folds and the parity. Images uint8 (N, height, width, channels).
+    Raises NotFoldable or ExportRefused; then nothing was written.
+    """
+    spec = manifest.preprocessing
+    normalize = Normalize(spec.mean, spec.std)
+    standardised = normalize(torch.from_numpy(images[:VERIFIED_IMAGES]).permute(0, 3, 1, 2))
+    folded = verify(fold(network, standardised), standardised)
     say(card.fold_table(folded.folds, folded.kept))
     if folded.end_to_end is not None:
         say(card.fold_error_line(folded.end_to_end))
-    normalize = Normalize(trained.pixels.mean, trained.pixels.std)
     wanted = parity.reference(Classifier(normalize, folded.unfolded), images)
     model = to_onnx(Classifier(normalize, folded.module), example=images[:2])
     engine = open_engine(model.SerializeToString(), choose_device("cpu"))
     seen = parity.check(engine.run, images, wanted)
-    say(card.parity_line(seen))
-    manifest = _manifest(trained, name, folded, seen)
-    return package(models, model, manifest, images, wanted)
+    say(card.parity_line(seen, manifest.training.get("images", card.REAL)))
+    found = {"folds": folded.folds, "kept": folded.kept, "fold_error": folded.end_to_end, "parity": seen}
+    found["batchnorm"] = norm_records(network)
+    return package(models, model, manifest.model_copy(update=found), images, wanted)
 
 
 def real_images(trained: Trained) -> NDArray[np.uint8]:
@@ -130,13 +148,7 @@ def _without_traces(model: onnx.ModelProto) -> onnx.ModelProto:
     return model
 
 
-def _fold(trained: Trained, images: NDArray[np.uint8]) -> Folded:
-    normalize = Normalize(trained.pixels.mean, trained.pixels.std)
-    standardised = normalize(torch.from_numpy(images[:VERIFIED_IMAGES]).permute(0, 3, 1, 2))
-    return verify(fold(trained.network, standardised), standardised)
-
-
-def _manifest(trained: Trained, name: str, folded: Folded, seen: Parity) -> Manifest:
+def _manifest(trained: Trained, name: str) -> Manifest:
     _, height, width, channels = trained.dataset.training.images.shape
     spec = Preprocessing(
         mode="L" if channels == 1 else "RGB",
@@ -148,11 +160,6 @@ def _manifest(trained: Trained, name: str, folded: Folded, seen: Parity) -> Mani
         name=name,
         labels=trained.dataset.labels,
         preprocessing=spec,
-        folds=folded.folds,
-        kept=folded.kept,
-        fold_error=folded.end_to_end,
-        batchnorm=norm_records(trained.network),
-        parity=seen,
         pixels=trained.pixels,
         training=trained.result,
         licence=f"data: {trained.dataset.licence}",

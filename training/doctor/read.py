@@ -4,6 +4,7 @@ import pickle
 import re
 import warnings
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ CHECKPOINTS = (".safetensors", ".pt", ".pth")
 STATE_KEYS = ("state_dict", "model_state_dict", "model", "state_dict_ema", "model_ema", "module", "net")
 WRAPPERS = re.compile(r"^(module\.|_orig_mod\.|model\.(?=module\.|_orig_mod\.))+")  # DDP and torch.compile
 OPTIMIZER = "optimizer."
+REPAIRED_KEY = "foldserve_repaired"  # in the metadata of a safetensors file that `repair` wrote
 NOT_BATCH_NORM = re.compile(r"(^|[._])(ln|gn|layer_?norm|group_?norm|rms_?norm)", re.IGNORECASE)
 NAMED_BATCH_NORM = re.compile(r"(^|[._])(bn|batch_?norm)\d*$", re.IGNORECASE)
 
@@ -42,14 +44,15 @@ def read_subject(path: Path, momentum: float | None = None) -> Subject:
     if path.suffix == ".onnx":
         return onnx_subject(path, load_onnx(path), momentum)
     if path.suffix in CHECKPOINTS:
-        return state_subject(path, read_state(path), momentum, "checkpoint")
+        subject = state_subject(path, read_state(path), momentum, "checkpoint")
+        return _as_repaired(subject) if _was_repaired(path) else subject
     raise UsageError(f"{path}: expected .onnx, {', '.join(CHECKPOINTS)} or a run folder")
 
 
 def onnx_subject(path: Path, model: onnx.ModelProto, momentum: float | None = None) -> Subject:
     """Return what a graph holds; where foldserve wrote it, its manifest tells of the layers that were folded away."""
     known = constants(model)
-    layers = [layer_of(node, known) for node in norm_nodes(model.graph)]
+    layers = [replace(layer_of(node, known), momentum=momentum) for node in norm_nodes(model.graph)]
     kept = {layer.name for layer in layers}
     manifest = _manifest(model)
     recorded = [] if manifest is None else list(_recorded(manifest, momentum, kept))
@@ -133,6 +136,18 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
         raise FileNotFoundError
     with safe_open(path, framework="pt") as file:
         return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+
+
+def _was_repaired(path: Path) -> bool:
+    if path.suffix != ".safetensors":
+        return False
+    with safe_open(path, framework="pt") as file:
+        return REPAIRED_KEY in (file.metadata() or {})
+
+
+def _as_repaired(subject: Subject) -> Subject:
+    """The counters still tell of training, but nothing of the start is left."""
+    return replace(subject, layers=tuple(replace(layer, initial_share=0.0) for layer in subject.layers))
 
 
 def _unpickle(path: Path) -> Any:

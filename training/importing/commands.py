@@ -2,12 +2,8 @@
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from training.doctor.commands import add_preprocessing
-
-if TYPE_CHECKING:
-    from training.importing.preprocessing import Wishes
+from training.doctor.commands import add_preprocessing, wishes_of
 
 
 def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -34,11 +30,3 @@ def _import(arguments: argparse.Namespace) -> int:
     print(f"wrote {exported.folder} ({exported.bytes / 1e6:.2f} MB, sha256 {exported.digest[:12]}…)")
     print(f"next: foldserve serve --models {arguments.models}")
     return 0
-
-
-def wishes_of(arguments: argparse.Namespace) -> "Wishes":
-    """Return what the shared preprocessing flags say."""
-    from training.importing.preprocessing import Wishes
-
-    mean, std = (None if values is None else tuple(values) for values in (arguments.mean, arguments.std))
-    return Wishes(arguments.preprocessing, arguments.size, mean, std)

@@ -11,6 +11,7 @@ from training.errors import DataError
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif"})
 CHECKED = 64
+CALIBRATION = 256  # 10³ and fewer do (Wu & Johnson 2021, arXiv 2105.07576, section 3)
 FEWEST = 8
 COARSE = 8  # made-up images have about this many patches a side, as photos have areas
 

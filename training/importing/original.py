@@ -13,6 +13,14 @@ from training.parity import Reference
 FREE_BATCH = 8
 
 
+def inputs_for(images: NDArray[np.uint8], interface: Interface, spec: Preprocessing) -> NDArray[np.generic]:
+    """Prepare pixels as the owner of the file would, in NumPy: (N, H, W, C), or (N, C, H, W)."""
+    ready: NDArray[np.generic] = images
+    if not interface.takes_bytes:
+        ready = ((images / 255 - np.array(spec.mean)) / np.array(spec.std)).astype(np.float32)
+    return ready if interface.channels_last else ready.transpose(0, 3, 1, 2)
+
+
 def hold_against_original(
     original: onnx.ModelProto,
     interface: Interface,
@@ -28,7 +36,7 @@ def hold_against_original(
     more than rounding explains.
     """
     engine = open_engine(original.SerializeToString(), choose_device("cpu"))
-    found = _run(engine, _inputs(images, interface, spec), interface.batch or FREE_BATCH)
+    found = _run(engine, inputs_for(images, interface, spec), interface.batch or FREE_BATCH)
     meant, limit = _as_answered(wanted, softmax)
     difference = float(np.abs(found.reshape(meant.shape) - meant).max())
     if not difference <= limit:
@@ -40,14 +48,6 @@ def hold_against_original(
     kind = "probabilities" if softmax == "Softmax" else "scores"
     seen = f"largest difference of {kind} {difference:.2g}, {flips} labels flipped"
     return f"the file as it came, on {len(images)} images: {seen}"
-
-
-def _inputs(images: NDArray[np.uint8], interface: Interface, spec: Preprocessing) -> NDArray[np.generic]:
-    """Prepare pixels as the owner of the file would, in NumPy: (N, H, W, C), or (N, C, H, W)."""
-    ready: NDArray[np.generic] = images
-    if not interface.takes_bytes:
-        ready = ((images / 255 - np.array(spec.mean)) / np.array(spec.std)).astype(np.float32)
-    return ready if interface.channels_last else ready.transpose(0, 3, 1, 2)
 
 
 def _run(engine: OnnxEngine, inputs: NDArray[np.generic], batch: int) -> NDArray[np.float64]:

@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from onnx import TensorProto
 
 from service.artifact import Manifest, NormRecord
 from service.engine import choose_device, open_engine
@@ -28,13 +27,14 @@ from training.doctor.norms import Subject
 from training.doctor.read import onnx_subject
 from training.doctor.text import as_text
 from training.errors import ExportRefused
-from training.foreign.precision import with_floats
+from training.folding.graphs import fold_graph
+from training.foreign.precision import in_float32
 from training.foreign.read import load_onnx, opset_of
 from training.foreign.reference import Float64
 from training.importing.images import folder_images, synthetic_images
 from training.importing.interface import Interface, read_interface
 from training.importing.labels import read_labels
-from training.importing.original import hold_against_original
+from training.importing.original import hold_against_original, inputs_for
 from training.importing.preprocessing import Wishes, choose
 from training.importing.rewrite import (
     copy_of,
@@ -46,6 +46,7 @@ from training.importing.rewrite import (
 )
 from training.packaging import Exported, check_name, package
 
+MEASURED = 2  # images on which each fold is measured, with every value of the graph held
 MENDED_HERE = frozenset({"unfolded", "fixed-batch", "bias-before", "half-statistics"})
 
 
@@ -99,17 +100,19 @@ def import_model(order: Order, models: Path, *, say: Callable[[str], None] = pri
     labels = read_labels(order.labels, taken.interface.classes)
     evidence = gather(taken, order.data, say)
     facts = _facts(order, model, taken, evidence, warnings)
-    folded = fold_graph(taken.core)  # before the entry is put in: its arithmetic is the contract's, and stays
+    feeds = {taken.interface.input_name: inputs_for(evidence.images[:MEASURED], taken.interface, taken.spec)}
+    folded = fold_graph(taken.core, feeds)  # before the entry is put in: its arithmetic is the contract's, and stays
     say(card.fold_table(folded.report.folds, folded.report.kept))
     manifest = _manifest(order.name, labels, taken, facts, subject)
-    manifest = manifest.model_copy(update={"folds": folded.report.folds, "kept": folded.report.kept})
+    account = {"folds": folded.report.folds, "kept": folded.report.kept, "fold_error": folded.report.end_to_end}
+    manifest = manifest.model_copy(update=account)
     model = with_entry(folded.model, taken.interface, taken.spec)
     return deliver(model, manifest, evidence, models, say=say)
 
 
 def take(model: onnx.ModelProto, wishes: Wishes, say: Callable[[str], None]) -> Taken:
     """Rewrite a foreign classifier to the contract, unfolded; the model itself is left alone."""
-    original = with_floats(with_output_shapes(copy_of(model)), TensorProto.FLOAT)
+    original = in_float32(with_output_shapes(copy_of(model)))
     interface = read_interface(with_output_shapes(model))
     spec, notes = choose(wishes, interface.channels, interface.size)
     for note in notes if not interface.takes_bytes else ():
