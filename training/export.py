@@ -81,7 +81,12 @@ def export_network(
     engine = open_engine(model.SerializeToString(), choose_device("cpu"))
     seen = parity.check(engine.run, images, wanted)
     say(card.parity_line(seen, manifest.training.get("images", card.REAL)))
-    found = {"folds": folded.folds, "kept": folded.kept, "fold_error": folded.end_to_end, "parity": seen}
+    found: dict[str, Any] = {
+        "folds": folded.folds,
+        "kept": folded.kept,
+        "fold_error": folded.end_to_end,
+        "parity": seen,
+    }
     found["batchnorm"] = norm_records(network)
     return package(models, model, manifest.model_copy(update=found), images, wanted)
 

@@ -64,6 +64,10 @@ def _inspect(arguments: argparse.Namespace) -> int:
 
     subject = read_subject(arguments.file, arguments.momentum)
     report = examine(subject)
+    if arguments.data is not None:
+        from training.doctor.data import examine_data
+
+        report = examine_data(report, subject, arguments.data, wishes_of(arguments))
     if arguments.html is not None:
         write_page(arguments.html, report, subject)
     print(json.dumps(report.to_dict(), indent=2, ensure_ascii=False) if arguments.json else as_text(report))

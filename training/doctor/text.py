@@ -24,7 +24,11 @@ def summary(report: Report) -> str:
     """Return the counts in one line."""
     if not report.findings:
         return "healthy: nothing found"
-    return f"{len(report.errors)} errors, {len(report.warnings)} warnings"
+    return f"{_plural(len(report.errors), 'error')}, {_plural(len(report.warnings), 'warning')}"
+
+
+def _plural(count: int, word: str) -> str:
+    return f"{count} {word}" + ("" if count == 1 else "s")
 
 
 def named(where: tuple[str, ...]) -> str:

@@ -103,6 +103,8 @@ def import_model(order: Order, models: Path, *, say: Callable[[str], None] = pri
     feeds = {taken.interface.input_name: inputs_for(evidence.images[:MEASURED], taken.interface, taken.spec)}
     folded = fold_graph(taken.core, feeds)  # before the entry is put in: its arithmetic is the contract's, and stays
     say(card.fold_table(folded.report.folds, folded.report.kept))
+    if folded.report.end_to_end is not None:
+        say(card.fold_error_line(folded.report.end_to_end))
     manifest = _manifest(order.name, labels, taken, facts, subject)
     account = {"folds": folded.report.folds, "kept": folded.report.kept, "fold_error": folded.report.end_to_end}
     manifest = manifest.model_copy(update=account)

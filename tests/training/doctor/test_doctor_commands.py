@@ -17,7 +17,7 @@ from foldserve.cli import main
 
 def test_a_healthy_file_exits_with_0_and_a_broken_one_with_1(tmp_path: Path, capsys):
     assert main(["inspect", str(Graph().write(tmp_path))]) == 0
-    assert "0 errors, 1 warnings" in capsys.readouterr().out
+    assert "0 errors, 1 warning" in capsys.readouterr().out
     assert main(["inspect", str(Graph(training_mode=True).write(tmp_path))]) == 1
     out = capsys.readouterr().out
     for word in ("BatchNorm in training mode", "model.eval()", "norm"):
