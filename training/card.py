@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from service.artifact import FoldRecord, KeptRecord, Manifest, Parity
+from service.artifact import ExactRecord, FoldRecord, KeptRecord, Manifest, Parity
 
 FLOAT16_MAX = 65504.0
 
@@ -29,6 +29,20 @@ def parity_line(seen: Parity) -> str:
     )
 
 
+def exact_line(record: ExactRecord | None) -> str:
+    """Return what the exact form is and costs, in one line."""
+    if record is None:
+        return "none"
+    tightest = min(record.layers, key=lambda layer: layer.headroom_bits)
+    judged = (
+        f"accuracy {record.accuracy:.2%} against {record.float_accuracy:.2%} of the float form on "
+        f"{record.validation_images:,} validation images"
+        if record.accuracy is not None
+        else f"the float form's label on {record.agreement:.2%} of {record.calibration_images} images"
+    )
+    return f"{judged}; tightest layer {tightest.name} with {tightest.headroom_bits:.1f} of 24 bits left"
+
+
 def model_card(manifest: Manifest, digest: str, folder: Path) -> str:
     """Return the README of a model: what it is for, how good it is, where it comes from, how to use it."""
     result = manifest.training
@@ -45,6 +59,7 @@ def model_card(manifest: Manifest, digest: str, folder: Path) -> str:
         ("Trained", f"{result['date']} in {result['seconds']} s on {result['device']}; {versions}"),
         ("BatchNorm", f"{len(manifest.folds)} folded, {len(manifest.kept)} kept"),
         ("Parity", parity_line(manifest.parity)),
+        ("Exact form", exact_line(manifest.exact)),
         ("Licence", str(manifest.licence)),
         ("sha256", f"`{digest}`"),
     )

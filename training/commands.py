@@ -44,7 +44,26 @@ def _register_export(subparsers: "argparse._SubParsersAction[argparse.ArgumentPa
     parser.add_argument("--name", required=True, metavar="NAME", help="model name")
     parser.add_argument("--models", type=Path, default=Path("models"), metavar="DIR", help="model repository [models]")
     parser.add_argument("--data-dir", type=Path, metavar="DIR", help="where data sets lie [FOLDSERVE_DATA]")
+    _register_exact(parser)
     parser.set_defaults(run=_export)
+
+
+def _register_exact(parser: argparse.ArgumentParser) -> None:
+    """Add the flags about the exact form, which `export` and `import` share."""
+    parser.add_argument(
+        "--exact",
+        choices=("auto", "require", "off"),
+        default="auto",
+        help="the exact form beside the float one: auto goes on without where there is none, require refuses [auto]",
+    )
+    parser.add_argument(
+        "--max-drop",
+        type=float,
+        default=1.0,
+        metavar="POINTS",
+        help="most points of accuracy that the exact form may lose [1.0]",
+    )
+    parser.add_argument("--float-twin", type=Path, metavar="FILE", help="write the exact form in float32 too")
 
 
 def _config(arguments: argparse.Namespace) -> TrainConfig:
@@ -81,12 +100,16 @@ def _train(arguments: argparse.Namespace) -> int:
 
 
 def _export(arguments: argparse.Namespace) -> int:
+    from training.exact.forming import ExactOptions
     from training.export import check_name, export
     from training.run import load_run
 
     check_name(arguments.name)  # before the data set is read
-    exported = export(load_run(arguments.run_folder, arguments.data_dir), arguments.models, arguments.name)
-    print(f"wrote {exported.folder} ({exported.bytes / 1e6:.2f} MB, sha256 {exported.digest[:12]}…)")
+    wanted = ExactOptions(arguments.exact, arguments.max_drop, arguments.float_twin)
+    trained = load_run(arguments.run_folder, arguments.data_dir)
+    exported = export(trained, arguments.models, arguments.name, exact=wanted)
+    forms = f", exact form {exported.exact_bytes / 1e6:.2f} MB" if exported.exact_bytes else ""
+    print(f"wrote {exported.folder} ({exported.bytes / 1e6:.2f} MB, sha256 {exported.digest[:12]}…{forms})")
     print(f"next: foldserve serve --models {arguments.models}")
     return 0
 

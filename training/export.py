@@ -1,6 +1,7 @@
 """A finished run → models/<name>/<next version>/: folded, converted, checked, and only then written.
 
     best checkpoint ─ fold (float64) ─ verify each fold ─ ONNX ─ parity at four batch sizes ─ golden images ─ folder
+                                                             └ exact form ─ proved, and held against its integers ┘
 
 The unfolded network in float64 is the measure of everything.
 """
@@ -23,6 +24,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from service.artifact import (
+    EXACT_FILE,
     GOLDEN_FILE,
     INPUT_NAME,
     MANIFEST_KEY,
@@ -30,17 +32,22 @@ from service.artifact import (
     MODEL_NAME,
     OUTPUT_NAME,
     Artifact,
+    Form,
     Golden,
     Manifest,
     Parity,
     versions,
 )
-from service.engine import Engine, choose_device, open_engine
+from service.engine import choose_device, open_engine
 from service.errors import ArtifactError
+from service.executions import float_twin
 from service.preprocessing import Preprocessing, decode, encode_png
 from training import card, parity
 from training.checkpoint import write_atomically
+from training.data import Split
 from training.errors import ExportRefused, UsageError
+from training.exact.convert import Labelled, Material
+from training.exact.forming import ExactForm, ExactOptions, form_exact
 from training.folding.modules import Folded, fold, verify
 from training.loop import Normalize
 from training.normalization import norm_records
@@ -61,6 +68,7 @@ class Exported:
     parity: Parity
     digest: str
     bytes: int
+    exact_bytes: int = 0  # of the exact form, where there is one
 
 
 class Classifier(nn.Module):
@@ -77,8 +85,15 @@ class Classifier(nn.Module):
         return logits
 
 
-def export(trained: Trained, models: Path, name: str, *, say: Callable[[str], None] = print) -> Exported:
-    """Write the artifact of a run as the next version of `name`.
+def export(
+    trained: Trained,
+    models: Path,
+    name: str,
+    *,
+    exact: ExactOptions = ExactOptions(),  # noqa: B008 - frozen
+    say: Callable[[str], None] = print,
+) -> Exported:
+    """Write the artifact of a run as the next version of `name`, with its exact form where that is asked for.
 
     Raises UsageError for a bad name, NotFoldable, or ExportRefused; then nothing was written.
     """
@@ -96,7 +111,18 @@ def export(trained: Trained, models: Path, name: str, *, say: Callable[[str], No
     model.metadata_props.add(key=MANIFEST_KEY, value=manifest.model_dump_json())
     onnx.checker.check_model(model, full_check=True)
     golden = _golden(images, wanted, seen, manifest.preprocessing)
-    return _write(models, name, manifest, model.SerializeToString(), golden)
+    form = form_exact(model, manifest, golden, _material(trained), exact, say)
+    return write_artifact(models, name, manifest, model.SerializeToString(), golden, form)
+
+
+def _material(trained: Trained) -> Material:
+    """Return training images to calibrate and fine-tune with, and the validation images to judge by."""
+    training, validation = trained.dataset.training, trained.dataset.validation
+    return Material(training.images, _labelled(validation), _labelled(training))
+
+
+def _labelled(split: Split) -> Labelled:
+    return Labelled(split.images, split.targets.astype(np.int64))
 
 
 def check_name(name: str) -> None:
@@ -205,8 +231,18 @@ def _golden(images: NDArray[np.uint8], wanted: parity.Reference, seen: Parity, s
     return Golden(encoded, pixels, wanted.logits[chosen], GOLDEN_ROOM * seen.max_abs_difference)
 
 
-def _write(models: Path, name: str, manifest: Manifest, model_bytes: bytes, golden: Golden) -> Exported:
-    """Write a hidden folder, read it back as the service will, then rename it: whole or not at all."""
+def write_artifact(
+    models: Path,
+    name: str,
+    manifest: Manifest,
+    model_bytes: bytes,
+    golden: Golden,
+    form: ExactForm | None,
+) -> Exported:
+    """Write a hidden folder, read it back as the service will, then rename it: whole or not at all.
+
+    Raises ExportRefused where the folder cannot be written or the artifact fails its own golden images.
+    """
     parent = models / name
     try:
         parent.mkdir(parents=True, exist_ok=True)
@@ -216,11 +252,13 @@ def _write(models: Path, name: str, manifest: Manifest, model_bytes: bytes, gold
     try:
         partial.chmod(0o755)  # a temporary folder is its maker's alone; a service may run as somebody else
         write_atomically(partial / MODEL_FILE, model_bytes)
-        write_atomically(partial / GOLDEN_FILE, golden.to_bytes())
-        artifact = Artifact.load(partial)
-        _check_as_served(artifact, open_engine(artifact.model_bytes, choose_device("cpu")))
+        write_atomically(partial / GOLDEN_FILE, (form.golden if form else golden).to_bytes())
+        if form is not None:
+            write_atomically(partial / EXACT_FILE, form.model_bytes)
+        artifact = _read_back(partial, "float")
+        described = _read_back(partial, "exact").manifest if form else manifest
         folder = _next_version(parent)
-        (partial / "README.md").write_text(card.model_card(manifest, artifact.digest, folder), encoding="utf-8")
+        (partial / "README.md").write_text(card.model_card(described, artifact.digest, folder), encoding="utf-8")
         partial.rename(folder)
     except OSError as error:
         raise ExportRefused(f"{parent} cannot be written: {error.strerror}") from None
@@ -229,14 +267,25 @@ def _write(models: Path, name: str, manifest: Manifest, model_bytes: bytes, gold
         with contextlib.suppress(OSError):
             parent.rmdir()  # only where nothing is in it
     assert manifest.parity is not None
-    return Exported(folder, manifest, manifest.parity, artifact.digest, len(model_bytes))
+    size = len(form.model_bytes) if form else 0
+    return Exported(folder, described, manifest.parity, artifact.digest, len(model_bytes), size)
 
 
-def _check_as_served(artifact: Artifact, engine: Engine) -> None:
+def _read_back(folder: Path, form: Form) -> Artifact:
+    """Read one form as the service will, and run its golden images; the exact one as its twin, as no kernel saturates."""
+    artifact = Artifact.load(folder, form)
+    content = artifact.model_bytes if form == "float" else _twin_of(artifact.model_bytes)
     try:
-        artifact.golden.check(engine.run, artifact.manifest.preprocessing)
+        engine = open_engine(content, choose_device("cpu"))
+        artifact.golden.check(engine.run, artifact.manifest.preprocessing, form)
     except ArtifactError as error:
         raise ExportRefused(f"the artifact fails its own golden images: {error}; nothing was written") from None
+    return artifact
+
+
+def _twin_of(model_bytes: bytes) -> bytes:
+    twin: bytes = float_twin(onnx.load_model_from_string(model_bytes)).SerializeToString()
+    return twin
 
 
 def _next_version(parent: Path) -> Path:
