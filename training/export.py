@@ -80,8 +80,13 @@ class Classifier(nn.Module):
         self.network = network
 
     def forward(self, image: Tensor) -> Tensor:
-        """Transpose while the pixels are bytes, which moves a quarter of what floats would."""
-        logits: Tensor = self.network(self.normalize(image.permute(0, 3, 1, 2)))  # (N, H, W, C) → (N, C, H, W)
+        """Transpose while the pixels are bytes, which moves a quarter of what floats would.
+
+        `contiguous` costs no node; without it the exporter traces the strides of channels that lie last, and writes an
+        adaptive pooling as a Gather over all positions.
+        """
+        standardised = self.normalize(image.permute(0, 3, 1, 2)).contiguous()  # (N, H, W, C) → (N, C, H, W)
+        logits: Tensor = self.network(standardised)
         return logits
 
 
@@ -272,7 +277,7 @@ def write_artifact(
 
 
 def _read_back(folder: Path, form: Form) -> Artifact:
-    """Read one form as the service will, and run its golden images; the exact one as its twin, as no kernel saturates."""
+    """Read one form as the service will, and run its golden images; the exact one as its float twin."""
     artifact = Artifact.load(folder, form)
     content = artifact.model_bytes if form == "float" else _twin_of(artifact.model_bytes)
     try:

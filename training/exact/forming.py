@@ -74,8 +74,10 @@ def describe(converted: Converted) -> str:
     record, tightest = converted.record, converted.exactness.tightest
     wrong = ", ".join(record.differing_executions)
     lines = [
-        f"exact form: {len(record.layers)} layers, every sum below 2^24 (tightest: {tightest.name}, "
-        f"{tightest.headroom_bits:.1f} bits left)",
+        (
+            f"exact form: {len(record.layers)} layers, every sum below 2^24 (tightest: {tightest.name}, "
+            f"{tightest.headroom_bits:.1f} bits left)"
+        ),
         f"  every execution has the integers' bits on {record.checked_images:,} images"
         + (f", except {wrong} on this machine" if wrong else ""),
         f"  the float form's label on {100 * record.agreement:.2f} % of {record.calibration_images} calibration images",
@@ -88,8 +90,10 @@ def _accuracy_lines(record: ExactRecord) -> list[str]:
         return ["  no labelled images to judge its accuracy by"]
     tuned = f", {record.fine_tuned_epochs} epochs of fine-tuning" if record.fine_tuned_epochs else ""
     return [
-        f"  accuracy {100 * record.accuracy:.2f} %, float form {100 * record.float_accuracy:.2f} % "
-        f"({record.validation_images:,} validation images{tuned})"
+        (
+            f"  accuracy {100 * record.accuracy:.2f} %, float form {100 * record.float_accuracy:.2f} % "
+            f"({record.validation_images:,} validation images{tuned})"
+        )
     ]
 
 
