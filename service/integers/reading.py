@@ -152,7 +152,8 @@ class _Reader:
         y = self._operand(last, last.output[0])
         if len(leaves) == 1 and inner:
             x = self._operand(leaves[0], self._tensor(leaves[0], 0))
-            return read_table(_name(last), leaves[0].output[0], x, inner, y, self._constants, self._opset())
+            ends = (leaves[0], last)
+            return read_table(_name(last), leaves[0].output[0], x, inner, y, self._constants, self._opset(), ends)
         if len(leaves) == 2 and len(inner) == 1 and inner[0].op_type in PAIRS:
             order = [next(leaf for leaf in leaves if leaf.output[0] == name) for name in inner[0].input]
             a, b = (self._operand(leaf, self._tensor(leaf, 0)) for leaf in order)

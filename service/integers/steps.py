@@ -75,7 +75,7 @@ class Table:
     y: str
     entries: NDArray[np.uint8]  # (256,)
     room: float
-    nodes: tuple[onnx.NodeProto, ...]
+    nodes: tuple[onnx.NodeProto, ...]  # from DequantizeLinear to QuantizeLinear
 
 
 @dataclass(frozen=True, slots=True, eq=False)

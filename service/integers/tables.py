@@ -30,8 +30,9 @@ def read_table(
     y: Operand,
     constants: Mapping[str, NDArray[Any]],
     opset: int,
+    ends: Sequence[onnx.NodeProto] = (),
 ) -> Table:
-    """Return the table of `nodes`, which take the float tensor `source` and scalar constants.
+    """Return the table of `nodes`, which take the float tensor `source` and scalar constants, between its `ends`.
 
     Raises NotExact for an operator that is no function of one number, and where a value lies so near to where rounding
     turns that two runtimes may disagree.
@@ -48,7 +49,7 @@ def read_table(
     entries, room = round_to_bytes(values, y.zero)
     if room < LEAST_ROOM:
         raise NotExact(f"node {name}: a value of its table lies {room:.1g} of a step from where rounding turns")
-    return Table(name, x.tensor, y.tensor, entries, room, tuple(nodes))
+    return Table(name, x.tensor, y.tensor, entries, room, (*ends[:1], *nodes, *ends[1:]))
 
 
 def round_to_bytes(values: NDArray[np.float64], zero: int) -> tuple[NDArray[np.uint8], float]:
