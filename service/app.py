@@ -13,17 +13,30 @@ from fastapi.exceptions import RequestValidationError
 from fastapi_offline import FastAPIOffline
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import Receive, Scope, Send
 
 from service import problems
 from service.config import Settings
 from service.engine import OpenEngine, open_engine
 from service.errors import BodyTooSlow, MalformedRequest, NotAuthenticated, RetryLater, ServiceError, TooLarge
 from service.inference import Service
+from service.logs import REQUEST
 from service.metrics import Metrics
-from service.routes import CERTIFICATE_HEADER, certificate_headers, models, operations, page, predict, v2, verify
+from service.observing import REASON, ObserveRequests, route_of
+from service.routes import (
+    CERTIFICATE_HEADER,
+    certificate_headers,
+    models,
+    operations,
+    page,
+    predict,
+    repository,
+    v2,
+    verify,
+)
 from service.schemas import Problem
 from service.security import KeyRing
+from service.tracing import Tracing, open_tracing
 
 LINGER_S = 1.0  # how long a refused body is read and thrown away, so that its sender gets to read the answer
 DESCRIPTION = "Image classification whose answers do not depend on what else is in the batch."
@@ -41,6 +54,7 @@ def create_app(
     *,
     open_engine: OpenEngine = open_engine,
     on_failure: Callable[[BaseException], None] | None = None,
+    tracing: Tracing | None = None,
 ) -> FastAPI:
     """Build the service. Models load once it starts; until then it is live and not ready.
 
@@ -57,11 +71,19 @@ def create_app(
         responses={code: _document(code, title) for code, title in problems.TITLE.items() if code != 499},
     )
     app.state.service = service
+    app.state.tracing = tracing or open_tracing(settings.otlp_endpoint)
     app.state.keys = KeyRing(settings.api_keys_file, public_predict=settings.public_predict)
-    app.add_middleware(_MarkAnswers, metrics=metrics)
+    app.add_middleware(
+        ObserveRequests,
+        metrics=metrics,
+        tracing=app.state.tracing,
+        log_requests=settings.log_requests,
+        headers_of=certificate_headers,
+    )
     if settings.cors_origins:
         app.add_middleware(CORSMiddleware, allow_origins=settings.cors_origins, **CORS)
-    for router in (*(one.router for one in (predict, verify, models, operations, page, v2)), v2.keyed):
+    routers = (one.router for one in (predict, verify, models, repository, operations, page, v2))
+    for router in (*routers, v2.keyed):
         app.include_router(router)
     app.mount("/page", page.files)
     app.add_exception_handler(ServiceError, _answer_service_error)
@@ -86,27 +108,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     loading.cancel()
     await asyncio.gather(loading, return_exceptions=True)
     await service.stop()
-
-
-class _MarkAnswers:
-    """Counts answers by route and code, and names the certificate in those about a model.
-
-    A bare ASGI layer, for Starlette's own costs more than the answer.
-    """
-
-    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
-        self._app = app
-        self._metrics = metrics
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        async def marking_send(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                route = getattr(scope.get("route"), "path", "unmatched")
-                self._metrics.request(route, message["status"])
-                message = {**message, "headers": [*message.get("headers", ()), *certificate_headers(scope)]}
-            await send(message)
-
-        await self._app(scope, receive, marking_send if scope["type"] == "http" else send)
+    app.state.tracing.close()
 
 
 class _LingeringResponse(Response):
@@ -131,6 +133,7 @@ class _LingeringResponse(Response):
 def _respond(
     request: Request, document: dict[str, Any], headers: dict[str, str], kind: type[Response] = Response
 ) -> Response:
+    request.scope[REASON] = document["type"].removeprefix(problems.TYPE_PREFIX)
     if request.url.path.startswith("/v2"):
         document = {**document, "error": document["detail"]}  # what clients of the Open Inference Protocol read
     return kind(json.dumps(document, ensure_ascii=False), document["status"], headers, media_type=problems.MEDIA_TYPE)
@@ -175,7 +178,7 @@ async def _answer_http_error(request: Request, error: Exception) -> Response:
 def _parameters_of(request: Request) -> list[str]:
     path = getattr(request.scope.get("route"), "path", "")
     operation = request.app.openapi()["paths"].get(path, {}).get(request.method.lower(), {})
-    return [parameter["name"] for parameter in operation.get("parameters", [])]
+    return [one["name"] for one in operation.get("parameters", []) if one["in"] != "header"]
 
 
 def _methods_at(request: Request) -> list[str]:
@@ -185,7 +188,9 @@ def _methods_at(request: Request) -> list[str]:
 
 async def _answer_surprise(request: Request, error: Exception) -> Response:
     service: Service = request.app.state.service
-    service.metrics.request(getattr(request.scope.get("route"), "path", "unmatched"), 500)  # outside of _MarkAnswers
-    headers = {name.decode(): value.decode() for name, value in certificate_headers(request.scope)}
+    service.metrics.request(route_of(request.scope), 500, "internal")  # this answer passes by ObserveRequests
     logger.error("an answer failed in a way that nobody foresaw", exc_info=error)
+    names = request.scope.get(REQUEST.name)
+    headers = {name.decode(): value.decode() for name, value in certificate_headers(request.scope)}
+    headers |= {} if names is None else {"x-request-id": names.request_id}
     return _respond(request, problems.document_of(500, "internal", "the service failed; its log says why"), headers)

@@ -62,7 +62,9 @@ def _add_flag(parser: argparse.ArgumentParser, name: str, field: FieldInfo) -> N
     shown = "" if default is None or "[" in str(field.description) else f" [{default}]"
     flag = f"--{name.replace('_', '-')}"
     if field.annotation is bool:
-        parser.add_argument(flag, action="store_const", const=True, help=field.description)
+        usual = "" if default else "not "
+        text = f"{field.description} [{usual}set]"
+        parser.add_argument(flag, action=argparse.BooleanOptionalAction, default=None, help=text)
         return
     parser.add_argument(
         flag,
@@ -86,7 +88,7 @@ def _serve(arguments: argparse.Namespace) -> int:
     flags = {name: getattr(arguments, name) for name in _flags()}
     logs.configure("info")
     settings = Settings.load(**flags)
-    logs.configure(settings.log_level)
+    logs.configure(settings.log_level, settings.log_format)
     server.serve(settings)
     return 0
 

@@ -15,6 +15,8 @@
         ├── BodyTooSlow        the body did not arrive in time
         ├── NotComparable      a receipt of another model, form or machine
         ├── CallerGone         the connection closed before there was an answer
+        ├── LoadFailed         a model could not be loaded; what was served is served still
+        ├── AnswerUnchanged    the caller holds this very answer already
         ├── TooLarge           more bytes, pixels or images than the limits allow
         ├── UnsupportedFormat  not an image format that is accepted
         ├── InvalidImage       an accepted format that cannot be decoded
@@ -90,6 +92,14 @@ class NotComparable(ServiceError):
 
 class CallerGone(ServiceError):
     """The connection closed before there was an answer; nobody reads this, the metrics count it."""
+
+
+class LoadFailed(ServiceError):
+    """A model of the repository could not be loaded; what was served before is served still."""
+
+
+class AnswerUnchanged(ServiceError):
+    """The caller holds this answer: its entity tag is one of those in If-None-Match."""
 
 
 class TooLarge(ServiceError):

@@ -17,6 +17,8 @@ STATUS: dict[type[ServiceError], int] = {
     errors.ModelNotFound: 404,
     errors.BodyTooSlow: 408,
     errors.NotComparable: 409,
+    errors.LoadFailed: 409,
+    errors.AnswerUnchanged: 412,  # 304 is for GET and HEAD alone (RFC 9110, section 13.1.2)
     errors.TooLarge: 413,
     errors.UnsupportedFormat: 415,
     errors.InvalidImage: 422,
@@ -34,7 +36,8 @@ TITLE = {
     404: "Not found",
     405: "Method not allowed",
     408: "Body too slow",
-    409: "Not comparable",
+    409: "Conflict",
+    412: "Answer unchanged",
     413: "Too large",
     415: "Format not accepted",
     422: "Image cannot be decoded",

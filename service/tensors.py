@@ -64,6 +64,7 @@ class InferParameters(BaseModel):
 
     binary_data_output: bool = False
     timeout: int | None = Field(None, ge=1, description="deadline in microseconds, at most the service's own")
+    priority: int = Field(0, ge=0, description="0 the default, 1 high, 2 normal, 3 and above low")
 
 
 class InferBody(BaseModel):
@@ -88,6 +89,7 @@ class InferRequest:
     images: Sequence[bytes] | Sequence[Pixels]
     id: str | None
     timeout_us: int | None
+    priority: int  # Triton's scale: 0 is the default, 1 the highest
     binary: bool
     classes: int | None
 
@@ -109,7 +111,7 @@ def parse_infer(body: bytes, header_length: int | None, size: tuple[int, int, in
     tensor = _the_input(asked)
     binary, classes = _wanted(asked)
     images = _images(tensor, memoryview(body)[split:], size, max_images)
-    return InferRequest(images, asked.id, asked.parameters.timeout, binary, classes)
+    return InferRequest(images, asked.id, asked.parameters.timeout, asked.parameters.priority, binary, classes)
 
 
 def infer_answer(

@@ -1,5 +1,7 @@
 """The endpoints, grouped by audience. They parse, call and return; errors pass through to `service.app`."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Annotated
 
 from fastapi import Depends, Request
@@ -7,6 +9,7 @@ from starlette.types import Scope
 
 from service.classifier import Classifier
 from service.inference import Service
+from service.logs import REQUEST, RequestNames
 
 CERTIFICATE_HEADER = "Foldserve-Certificate"
 NO_CERTIFICATE = "none"
@@ -17,6 +20,20 @@ def certificate_of(classifier: Classifier) -> str:
     """Return the digest of the certificate that an answer is given under, or `none`."""
     certificate = classifier.certificate
     return certificate.digest if certificate is not None and certificate.verdict == "certified" else NO_CERTIFICATE
+
+
+def request_id_of(request: Request) -> str:
+    """Return the id that this request was given, which decides between stable and canary."""
+    names: RequestNames | None = request.scope.get(REQUEST.name)
+    return "" if names is None else names.request_id
+
+
+@contextmanager
+def lease(request: Request, service: Service, name: str | None, version: int | None = None) -> Iterator[Classifier]:
+    """Hold `service.lease(name, version)`, whose certificate the answer will name. Raises as that does."""
+    with service.lease(name, version, request_id=request_id_of(request)) as classifier:
+        request.state.classifier = classifier
+        yield classifier
 
 
 def choose_classifier(request: Request, service: Service, name: str | None, version: int | None = None) -> Classifier:
@@ -36,7 +53,7 @@ def certificate_headers(scope: Scope) -> list[tuple[bytes, bytes]]:
     return [(CERTIFICATE_HEADER.lower().encode(), digest.encode())]
 
 
-def _get_service(request: Request) -> Service:
+async def _get_service(request: Request) -> Service:  # FastAPI runs plain functions in a thread, at 0.2 ms each
     service: Service = request.app.state.service
     return service
 

@@ -12,12 +12,14 @@ from fastapi import APIRouter, Request, Response
 from service.classifier import Answered, Classifier
 from service.errors import MalformedRequest, ServiceError
 from service.inference import Service
-from service.routes import ServiceDependency, choose_classifier
+from service.queueing import Priority
+from service.routes import ServiceDependency, choose_classifier, lease
 from service.routes.access import require_predict
 from service.routes.bodies import expected_bytes, read_body
-from service.routes.connection import while_connected
+from service.routes.connection import before, while_connected
 from service.routes.operations import live, ready
 from service.routes.outcomes import settle
+from service.routes.terms import Terms, priority_of_level, terms_of
 from service.schemas import schema_of
 from service.tensors import INPUT, OUTPUT, InferBody, InferRequest, infer_answer, parse_infer
 
@@ -100,26 +102,32 @@ async def model_config(name: str, request: Request, service: ServiceDependency, 
 @keyed.post(VERSION + "/infer", openapi_extra={"requestBody": REQUEST_BODY})
 async def infer(name: str, request: Request, service: ServiceDependency, version: str = "") -> Response:
     """Give the logits of pixels or of encoded images; one bad image fails the request, which the protocol demands."""
-    classifier = _find(request, service, name, version)
-    classifier.check_room()
-    arrived, started = time.monotonic(), perf_counter()
-    with service.receiving(expected_bytes(request, service.settings)):
-        body = await read_body(request, service.settings)
-        asked = await asyncio.to_thread(
-            parse_infer, body, _header_length(request), _size_of(classifier), service.settings.max_images
-        )
-    classifier.metrics.observe("read", perf_counter() - started)
-    work = classifier.classify(asked.images, deadline=arrived + _timeout_s(service, asked))
-    outcomes = await while_connected(request, work)
+    terms = terms_of(request.headers, service.settings)
+    with lease(request, service, name, _number(version)) as classifier:
+        classifier.check_room()
+        arrived, started = time.monotonic(), perf_counter()
+        with service.receiving(expected_bytes(request, service.settings)):
+            body = await before(terms.deadline, read_body(request, service.settings))
+            asked = await asyncio.to_thread(
+                parse_infer, body, _header_length(request), _size_of(classifier), service.settings.max_images
+            )
+            classifier.metrics.observe("read", perf_counter() - started)
+            deadline = min(terms.deadline, arrived + _timeout_s(service, asked))
+            work = classifier.classify(asked.images, deadline=deadline, priority=_priority(asked, terms))
+            outcomes = await while_connected(request, work)
     settle(classifier, outcomes)
     with classifier.metrics.timed("encode"):
         return _respond(classifier, asked, np.stack([_logits(outcome) for outcome in outcomes]))
 
 
 def _find(request: Request, service: Service, name: str, version: str) -> Classifier:
+    return choose_classifier(request, service, name, _number(version))
+
+
+def _number(version: str) -> int | None:
     if version and not (version.isascii() and version.isdecimal() and len(version) < 10):
         raise MalformedRequest(f"version {version[:20]}: expected a whole number")
-    return choose_classifier(request, service, name, int(version) if version else None)
+    return int(version) if version else None
 
 
 def _size(preprocessing: Any) -> tuple[int, int, int]:
@@ -135,6 +143,10 @@ def _header_length(request: Request) -> int | None:
     if text is not None and not (text.isascii() and text.isdecimal() and len(text) < 12):
         raise MalformedRequest(f"{HEADER_LENGTH}: {text[:20]} is not a number of bytes")
     return None if text is None else int(text)
+
+
+def _priority(asked: InferRequest, terms: Terms) -> Priority:
+    return priority_of_level(asked.priority) if asked.priority else terms.priority
 
 
 def _timeout_s(service: Service, asked: InferRequest) -> float:
