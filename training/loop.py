@@ -95,8 +95,8 @@ def choose_precision(requested: str, device: torch.device) -> str:
 
 def autocast(config: TrainConfig, device: torch.device) -> AbstractContextManager[object]:
     """Return the arithmetic of a training step; parameters and BatchNorm statistics stay float32 in any case."""
-    is_narrow = choose_precision(config.precision, device) == "bfloat16"
-    return torch.autocast(device.type, torch.bfloat16) if is_narrow else nullcontext()
+    precision = choose_precision(config.precision, device)
+    return nullcontext() if precision == "float32" else torch.autocast(device.type, getattr(torch, precision))
 
 
 def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.SGD:
