@@ -32,13 +32,18 @@ def _register_train(subparsers: "argparse._SubParsersAction[argparse.ArgumentPar
     parser.add_argument("--data-dir", type=Path, metavar="DIR", help="where data sets lie [FOLDSERVE_DATA]")
     parser.add_argument("--download", action="store_true", help="fetch a data set that is missing, checksums verified")
     parser.add_argument("--resume", action="store_true", help="continue the run in RUN with its own configuration")
+    parser.add_argument(
+        "--skip-bad", action="store_true", help="go on without the images that cannot be decoded; as skip_bad=true"
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace the run that RUN holds")
     parser.set_defaults(run=_train)
 
 
 def _register_export(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     parser = subparsers.add_parser(
-        "export", help="fold a run's BatchNorm and write a model", description="Fold, convert to ONNX, check, write."
+        "export",
+        help="fold a run's BatchNorm and write a model",
+        description="Fold, convert to ONNX, check, write. BatchNorm for each domain: a model for each, NAME-DOMAIN.",
     )
     parser.add_argument("run_folder", type=Path, metavar="RUN", help="run folder of `foldserve train`")
     parser.add_argument("--name", required=True, metavar="NAME", help="model name")
@@ -51,11 +56,12 @@ def _config(arguments: argparse.Namespace) -> TrainConfig:
     config = preset(arguments.preset)
     if arguments.config is not None:
         config = config.with_values(read_config_file(arguments.config))
-    return config.with_values(parse_assignments(arguments.assignments))
+    assignments = parse_assignments(arguments.assignments)
+    return config.with_values({**assignments, **({"skip_bad": True} if arguments.skip_bad else {})})
 
 
 def _train(arguments: argparse.Namespace) -> int:
-    if arguments.resume and (arguments.assignments or arguments.config or arguments.overwrite):
+    if arguments.resume and (arguments.assignments or arguments.config or arguments.overwrite or arguments.skip_bad):
         raise UsageError(
             "--resume continues with the run's own configuration; leave out --set, --config and --overwrite"
         )
@@ -85,8 +91,13 @@ def _export(arguments: argparse.Namespace) -> int:
     from training.run import load_run
 
     check_name(arguments.name)  # before the data set is read
-    exported = export(load_run(arguments.run_folder, arguments.data_dir), arguments.models, arguments.name)
-    print(f"wrote {exported.folder} ({exported.bytes / 1e6:.2f} MB, sha256 {exported.digest[:12]}…)")
+    trained = load_run(arguments.run_folder, arguments.data_dir)
+    named = {f"{arguments.name}-{domain}": one for domain, one in trained.by_domain().items()}
+    for name in named:
+        check_name(name)
+    for name, one in (named or {arguments.name: trained}).items():
+        exported = export(one, arguments.models, name)
+        print(f"wrote {exported.folder} ({exported.bytes / 1e6:.2f} MB, sha256 {exported.digest[:12]}…)")
     print(f"next: foldserve serve --models {arguments.models}")
     return 0
 

@@ -116,6 +116,14 @@ class TrainConfig:
                 below = "" if high == math.inf else f" and less than {high:g}"
                 raise UsageError(f"{name} = {getattr(self, name)}: expected at least {low:g}{below}")
 
+        if self.freeze_statistics_from == 1:
+            raise UsageError("freeze_statistics_from = 1: nothing was measured yet; expected 0, or at least 2")
+        if self.batch_size % self.accumulate or self.batch_size // self.accumulate < 2:
+            raise UsageError(
+                f"accumulate = {self.accumulate}: expected a divisor of batch_size = {self.batch_size} that leaves "
+                "BatchNorm at least 2 images"
+            )
+
     def to_json(self) -> str:
         """Return what `from_mapping` of the parsed text turns back into this configuration."""
         return json.dumps(asdict(self), indent=2) + "\n"
@@ -162,6 +170,22 @@ def data_folders(flag: Path | None) -> list[Path]:
     """Return where data sets are looked for: `--data-dir`, else FOLDSERVE_DATA, then the download folder."""
     given = [flag] if flag is not None else [Path(value) for value in [os.environ.get("FOLDSERVE_DATA")] if value]
     return [*given, download_folder()]
+
+
+@dataclass(frozen=True, slots=True)
+class Launched:
+    """This process among those that torchrun started."""
+
+    rank: int
+    local_rank: int
+    world_size: int
+
+
+def launched_processes() -> Launched | None:
+    """Return what torchrun says of this process, None where there is one process alone."""
+    if int(os.environ.get("WORLD_SIZE", "1")) < 2:
+        return None
+    return Launched(int(os.environ["RANK"]), int(os.environ["LOCAL_RANK"]), int(os.environ["WORLD_SIZE"]))
 
 
 def calm_idle_threads() -> None:

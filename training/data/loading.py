@@ -1,6 +1,7 @@
 """Which reader a data set's name means, and several data sets as the domains of one."""
 
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,20 +27,27 @@ def dataset_names() -> list[str]:
     return [*SINGLE_READERS, *IDX_SOURCES]
 
 
-def load(config: TrainConfig, data_dir: Path | None = None, *, download: bool = False) -> Dataset:
+def load(
+    config: TrainConfig,
+    data_dir: Path | None = None,
+    *,
+    download: bool = False,
+    say: Callable[[str], None] = print,
+) -> Dataset:
     """Load the data set of a run. Raises UsageError for an unknown name, DataError for one missing or damaged.
 
     `folder:PATH` is an image folder, looked for here and then where data sets lie; `a+b` joins data sets of the same
     classes as domains.
     """
+    source = _Source(config=config, data_dir=data_dir, download=download, say=say)
     names = config.dataset.split(JOIN)
     for name in names:
         _check_name(name)
     if len(names) == 1:
         if config.domains != "union":
             raise UsageError(f"domains = {config.domains}: dataset = {config.dataset} is one domain; join two as a+b")
-        return _fitted(_load_one(names[0], config, data_dir, None, download=download), config)
-    return _joined(names, config, data_dir, download=download)
+        return _fitted(source.load(names[0]), config)
+    return _joined(names, source)
 
 
 def _check_name(name: str) -> None:
@@ -50,23 +58,31 @@ def _check_name(name: str) -> None:
         )
 
 
-def _load_one(
-    name: str, config: TrainConfig, data_dir: Path | None, spec: Preprocessing | None, *, download: bool
-) -> Dataset:
-    folders = data_folders(data_dir)
-    if name.startswith(FOLDER):
-        path = _find_folder(name.removeprefix(FOLDER), folders)
-        return read_folder(name, path, config, spec)
-    if name == "digits":
-        return _load_digits(config)
-    if name == "cifar10":
-        return _held_out(name, cifar.LABELS, cifar.LICENCE, cifar.read_cifar(folders), config)
-    if name == "svhn":
-        return _held_out(name, TEN_DIGITS, svhn.LICENCE, svhn.read_svhn(folders), config)
-    source = IDX_SOURCES[name]
-    folder = find_idx(name, source, folders, download=download)
-    parts = read_pair(folder, source, "train"), read_pair(folder, source, "t10k")
-    return _held_out(name, source.labels, source.licence, parts, config)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Source:
+    """Where data sets come from, and what a run wants of them."""
+
+    config: TrainConfig
+    data_dir: Path | None
+    download: bool
+    say: Callable[[str], None]
+
+    def load(self, name: str, spec: Preprocessing | None = None) -> Dataset:
+        """Load one data set; a folder's images become what `spec` says."""
+        config, folders = self.config, data_folders(self.data_dir)
+        if name.startswith(FOLDER):
+            path = _find_folder(name.removeprefix(FOLDER), folders)
+            return read_folder(name, path, config, spec, self.say)
+        if name == "digits":
+            return _load_digits(config)
+        if name == "cifar10":
+            return _held_out(name, cifar.LABELS, cifar.LICENCE, cifar.read_cifar(folders), config)
+        if name == "svhn":
+            return _held_out(name, TEN_DIGITS, svhn.LICENCE, svhn.read_svhn(folders), config)
+        source = IDX_SOURCES[name]
+        folder = find_idx(name, source, folders, download=self.download)
+        parts = read_pair(folder, source, "train"), read_pair(folder, source, "t10k")
+        return _held_out(name, source.labels, source.licence, parts, config)
 
 
 def _find_folder(path: str, folders: list[Path]) -> Path:
@@ -133,19 +149,17 @@ def _convert(images: NDArray[np.uint8], spec: Preprocessing) -> NDArray[np.uint8
     return np.stack([from_pixels(image, spec) for image in images])
 
 
-def _joined(names: list[str], config: TrainConfig, data_dir: Path | None, *, download: bool) -> Dataset:
+def _joined(names: list[str], source: _Source) -> Dataset:
     """Load several data sets in one size and mode, as domains."""
+    config = source.config
     arrays = [name for name in names if not name.startswith(FOLDER)]
-    known = {name: _load_one(name, config, data_dir, None, download=download) for name in arrays}
+    known = {name: source.load(name) for name in arrays}
     specs = [one.preprocessing for one in known.values()] or [folder_preprocessing(config)]
     side = config.size or max(max(spec.size) for spec in specs)
     is_gray = all(spec.mode == "L" for spec in specs) and len(known) == len(names)
     mode = ("L" if is_gray else "RGB") if config.mode == "auto" else config.mode
     spec = neutral(mode, (side, side))
-    sets = [
-        _converted(known[name], spec) if name in known else _load_one(name, config, data_dir, spec, download=download)
-        for name in names
-    ]
+    sets = [_converted(known[name], spec) if name in known else source.load(name, spec) for name in names]
     return _as_domains(sets, [_domain_name(name) for name in names], config.dataset, spec)
 
 
