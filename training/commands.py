@@ -4,7 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from training.config import TrainConfig, calm_idle_threads, parse_assignments, read_config_file
+from training.config import TrainConfig, launched_processes, parse_assignments, prepare_arithmetic, read_config_file
 from training.errors import UsageError
 from training.presets import PRESETS, preset
 
@@ -36,6 +36,10 @@ def _register_train(subparsers: "argparse._SubParsersAction[argparse.ArgumentPar
         "--skip-bad", action="store_true", help="go on without the images that cannot be decoded; as skip_bad=true"
     )
     parser.add_argument("--overwrite", action="store_true", help="replace the run that RUN holds")
+    parser.add_argument("--dry-run", action="store_true", help="load everything, take two steps, write nothing")
+    parser.add_argument(
+        "--overfit", type=int, metavar="N", help="learn N training images by heart, write nothing; exit 1 if it cannot"
+    )
     parser.set_defaults(run=_train)
 
 
@@ -67,7 +71,9 @@ def _train(arguments: argparse.Namespace) -> int:
         )
     config = _config(arguments)
     run = arguments.out or RUNS / arguments.preset
-    calm_idle_threads()
+    prepare_arithmetic(config)
+    if arguments.dry_run or arguments.overfit is not None:
+        return _try(arguments, config)
     from training.run import train
 
     result = train(
@@ -78,11 +84,29 @@ def _train(arguments: argparse.Namespace) -> int:
         resume=arguments.resume,
         overwrite=arguments.overwrite,
     )
+    launched = launched_processes()
+    if launched is not None and launched.rank > 0:
+        return 0
     print(
         f"best epoch {result['best_epoch']} by validation ({result['validation_accuracy']:.2%}): "
         f"test accuracy {result['test_accuracy']:.2%} of {result['test_images']:,} images, {result['seconds']} s"
     )
+    for domain, accuracy in result["domains"].items():
+        print(f"  {domain}: test accuracy {accuracy:.2%}")
     print(f"next: foldserve export {run} --name {arguments.preset}")
+    return 0
+
+
+def _try(arguments: argparse.Namespace, config: TrainConfig) -> int:
+    if arguments.overfit is not None and arguments.overfit < 2:
+        raise UsageError(f"--overfit {arguments.overfit}: BatchNorm needs at least 2 images")
+    from training.trial import dry_run, overfit
+
+    source = {"data_dir": arguments.data_dir, "download": arguments.download}
+    if arguments.dry_run:
+        dry_run(config, **source)
+    else:
+        overfit(config, arguments.overfit, **source)
     return 0
 
 

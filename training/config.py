@@ -188,13 +188,16 @@ def launched_processes() -> Launched | None:
     return Launched(int(os.environ["RANK"]), int(os.environ["LOCAL_RANK"]), int(os.environ["WORLD_SIZE"]))
 
 
-def calm_idle_threads() -> None:
-    """Let OpenMP's idle threads sleep; call before torch is imported.
+def prepare_arithmetic(config: TrainConfig) -> None:
+    """Set what libraries read only when they are loaded; call before torch is imported.
 
-    By default they spin, and when another process holds a core a training step waits for a thread that cannot run:
-    on two busy cores a run took twice the CPU time.
+    OpenMP's idle threads are to sleep: by default they spin, and when another process holds a core a training step
+    waits for a thread that cannot run (on two busy cores a run took twice the CPU time). cuBLAS gives equal bits only
+    with a workspace of a fixed size.
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    if config.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 
 def download_folder() -> Path:
