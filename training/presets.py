@@ -40,6 +40,7 @@ _TWO_DOMAINS = TrainConfig(
     learning_rate=0.1,
     size=32,
     limit_images=3000,
+    validation_images=300,
     translate=2.0,
     label_smoothing=0.05,
 )
