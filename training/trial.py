@@ -17,7 +17,8 @@ from training.fitting import estimate_on
 from training.loop import Tally, choose_device, continue_epoch, evaluate
 from training.normalization.domains import activate
 from training.normalization.running import correction
-from training.run import load_dataset, opening_line, prepare, set_threads
+from training.outcome import opening_line
+from training.run import load_dataset, prepare, set_threads
 
 DRY_STEPS = 2
 OVERFIT_STEPS = 300
