@@ -11,6 +11,7 @@ once more as one line of JSON.
 import argparse
 import json
 import statistics
+import sys
 import tempfile
 from collections.abc import Callable
 from dataclasses import replace
@@ -21,6 +22,8 @@ import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional
+
+sys.path.insert(0, str(Path(__file__).parents[1]))  # or this file, whose folder comes first, would be `training`
 
 from training.architectures import ARCHITECTURES, build
 from training.batches import Batches, training_batches
