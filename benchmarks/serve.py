@@ -71,7 +71,8 @@ def _start(models: Path) -> tuple[int, subprocess.Popen[bytes]]:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     command = [sys.executable, "-m", "foldserve", "serve", "--models", str(models), "--port", str(port)]
-    process = subprocess.Popen([*command, "--log-level", "warning"])
+    # Every client sends the same image: shared, it would run once for all of them.
+    process = subprocess.Popen([*command, "--log-level", "warning", "--no-share-identical"])
     deadline = time.monotonic() + START_TIMEOUT_S
     while b" 200 " not in _ask(port, b"GET /readyz HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n"):
         if process.poll() is not None or time.monotonic() > deadline:

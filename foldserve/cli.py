@@ -4,7 +4,7 @@ import argparse
 import sys
 from typing import NoReturn
 
-from foldserve import __version__, predict
+from foldserve import __version__, keys, predict
 from service import commands as serving
 from service.errors import ConfigurationError, FoldserveError, nearest
 from training import commands as training
@@ -32,7 +32,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = Parser(prog="foldserve", description="Train BatchNorm image classifiers, fold the BatchNorm, serve them.")
     parser.add_argument("--version", action="version", version=f"foldserve {__version__}")
     subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for half in (serving, predict, training):
+    for half in (serving, predict, keys, training):
         half.register(subparsers)
     arguments = parser.parse_args(argv)
     try:

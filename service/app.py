@@ -12,19 +12,39 @@ from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi_offline import FastAPIOffline
 from starlette.exceptions import HTTPException
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.middleware.cors import CORSMiddleware
+from starlette.types import Receive, Scope, Send
 
 from service import problems
 from service.config import Settings
 from service.engine import OpenEngine, open_engine
-from service.errors import BodyTooSlow, MalformedRequest, RetryLater, ServiceError, TooLarge
+from service.errors import BodyTooSlow, MalformedRequest, NotAuthenticated, RetryLater, ServiceError, TooLarge
 from service.inference import Service
+from service.logs import REQUEST
 from service.metrics import Metrics
-from service.routes import certificate_headers, models, operations, page, predict, verify
+from service.observing import REASON, ObserveRequests, route_of
+from service.routes import (
+    CERTIFICATE_HEADER,
+    certificate_headers,
+    models,
+    operations,
+    page,
+    predict,
+    repository,
+    v2,
+    verify,
+)
 from service.schemas import Problem
+from service.security import KeyRing
+from service.tracing import Tracing, open_tracing
 
 LINGER_S = 1.0  # how long a refused body is read and thrown away, so that its sender gets to read the answer
 DESCRIPTION = "Image classification whose answers do not depend on what else is in the batch."
+CORS: dict[str, Any] = {
+    "allow_methods": ["GET", "POST", "PUT"],
+    "allow_headers": ["Authorization", "Content-Type", "X-API-Key"],
+    "expose_headers": [CERTIFICATE_HEADER, "Retry-After"],
+}
 
 logger = logging.getLogger(__name__)
 
@@ -34,6 +54,7 @@ def create_app(
     *,
     open_engine: OpenEngine = open_engine,
     on_failure: Callable[[BaseException], None] | None = None,
+    tracing: Tracing | None = None,
 ) -> FastAPI:
     """Build the service. Models load once it starts; until then it is live and not ready.
 
@@ -47,12 +68,23 @@ def create_app(
         description=DESCRIPTION,
         redoc_url=None,
         lifespan=_lifespan,
-        responses={code: _document(title) for code, title in problems.TITLE.items() if code != 499},
+        responses={code: _document(code, title) for code, title in problems.TITLE.items() if code != 499},
     )
     app.state.service = service
-    app.add_middleware(_MarkAnswers, metrics=metrics)
-    for routes in (predict, verify, models, operations, page):
-        app.include_router(routes.router)
+    app.state.tracing = tracing or open_tracing(settings.otlp_endpoint)
+    app.state.keys = KeyRing(settings.api_keys_file, public_predict=settings.public_predict)
+    app.add_middleware(
+        ObserveRequests,
+        metrics=metrics,
+        tracing=app.state.tracing,
+        log_requests=settings.log_requests,
+        headers_of=certificate_headers,
+    )
+    if settings.cors_origins:
+        app.add_middleware(CORSMiddleware, allow_origins=settings.cors_origins, **CORS)
+    routers = (one.router for one in (predict, verify, models, repository, operations, page, v2))
+    for router in (*routers, v2.keyed):
+        app.include_router(router)
     app.mount("/page", page.files)
     app.add_exception_handler(ServiceError, _answer_service_error)
     app.add_exception_handler(RequestValidationError, _answer_wrong_parameter)
@@ -61,9 +93,10 @@ def create_app(
     return app
 
 
-def _document(title: str) -> dict[str, Any]:
+def _document(code: int, title: str) -> dict[str, Any]:
     schema = {"$ref": f"#/components/schemas/{Problem.__name__}"}
-    return {"description": title, "content": {problems.MEDIA_TYPE: {"schema": schema}}}
+    content = {problems.MEDIA_TYPE: {"schema": schema, "examples": problems.examples(code)}}
+    return {"description": title, "content": content}
 
 
 @asynccontextmanager
@@ -75,27 +108,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     loading.cancel()
     await asyncio.gather(loading, return_exceptions=True)
     await service.stop()
-
-
-class _MarkAnswers:
-    """Counts answers by route and code, and names the certificate in those about a model.
-
-    A bare ASGI layer, for Starlette's own costs more than the answer.
-    """
-
-    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
-        self._app = app
-        self._metrics = metrics
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        async def marking_send(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                route = getattr(scope.get("route"), "path", "unmatched")
-                self._metrics.request(route, message["status"])
-                message = {**message, "headers": [*message.get("headers", ()), *certificate_headers(scope)]}
-            await send(message)
-
-        await self._app(scope, receive, marking_send if scope["type"] == "http" else send)
+    app.state.tracing.close()
 
 
 class _LingeringResponse(Response):
@@ -117,18 +130,25 @@ class _LingeringResponse(Response):
         await send({"type": "http.response.body", "body": b""})
 
 
-def _respond(document: dict[str, Any], headers: dict[str, str], kind: type[Response] = Response) -> Response:
+def _respond(
+    request: Request, document: dict[str, Any], headers: dict[str, str], kind: type[Response] = Response
+) -> Response:
+    request.scope[REASON] = document["type"].removeprefix(problems.TYPE_PREFIX)
+    if request.url.path.startswith("/v2"):
+        document = {**document, "error": document["detail"]}  # what clients of the Open Inference Protocol read
     return kind(json.dumps(document, ensure_ascii=False), document["status"], headers, media_type=problems.MEDIA_TYPE)
 
 
-async def _answer_service_error(_: Request, error: Exception) -> Response:
+async def _answer_service_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, ServiceError)
     if isinstance(error, TooLarge):
-        return _respond(problems.problem(error), {"connection": "close"}, _LingeringResponse)
+        return _respond(request, problems.problem(error), {"connection": "close"}, _LingeringResponse)
     headers = {"retry-after": str(error.retry_after_s)} if isinstance(error, RetryLater) else {}
     if isinstance(error, BodyTooSlow):
         headers["connection"] = "close"  # the rest of the body is not waited for
-    return _respond(problems.problem(error), headers)
+    if isinstance(error, NotAuthenticated):
+        headers["www-authenticate"] = "Bearer"  # RFC 9110, section 11.6.1
+    return _respond(request, problems.problem(error), headers)
 
 
 async def _answer_wrong_parameter(request: Request, error: Exception) -> Response:
@@ -152,13 +172,13 @@ async def _answer_http_error(request: Request, error: Exception) -> Response:
     names = {404: "no-such-path", 405: "method-not-allowed"}
     status = error.status_code
     document = problems.document_of(status, names.get(status, "http-error"), details.get(status, str(error.detail)))
-    return _respond(document, headers)
+    return _respond(request, document, headers)
 
 
 def _parameters_of(request: Request) -> list[str]:
     path = getattr(request.scope.get("route"), "path", "")
     operation = request.app.openapi()["paths"].get(path, {}).get(request.method.lower(), {})
-    return [parameter["name"] for parameter in operation.get("parameters", [])]
+    return [one["name"] for one in operation.get("parameters", []) if one["in"] != "header"]
 
 
 def _methods_at(request: Request) -> list[str]:
@@ -168,7 +188,9 @@ def _methods_at(request: Request) -> list[str]:
 
 async def _answer_surprise(request: Request, error: Exception) -> Response:
     service: Service = request.app.state.service
-    service.metrics.request(getattr(request.scope.get("route"), "path", "unmatched"), 500)  # outside of _MarkAnswers
-    headers = {name.decode(): value.decode() for name, value in certificate_headers(request.scope)}
+    service.metrics.request(route_of(request.scope), 500, "internal")  # this answer passes by ObserveRequests
     logger.error("an answer failed in a way that nobody foresaw", exc_info=error)
-    return _respond(problems.document_of(500, "internal", "the service failed; its log says why"), headers)
+    names = request.scope.get(REQUEST.name)
+    headers = {name.decode(): value.decode() for name, value in certificate_headers(request.scope)}
+    headers |= {} if names is None else {"x-request-id": names.request_id}
+    return _respond(request, problems.document_of(500, "internal", "the service failed; its log says why"), headers)

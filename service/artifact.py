@@ -39,16 +39,35 @@ class _Record(BaseModel):
 
 
 class FoldRecord(_Record):
-    """One BatchNorm that went into the layer before it; `error` is the largest relative float64 difference seen."""
+    """One BatchNorm, or arithmetic like it, that stood `place` a layer and went into it, past the steps `through`.
+
+    `error` is the largest relative difference seen in float64, `weight_max` and `bias_max` are the layer's as folded.
+    """
 
     norm: str
+    norm_kind: str = "BatchNorm"
     into: str
     kind: str
+    place: Literal["after", "before"] = "after"
+    through: tuple[str, ...] = ()
     scale_min: float
     scale_max: float
     weight_max: float
     bias_max: float
+    float16_headroom: float | None = Field(None, description="65504 / the largest of both; none where all are 0")
     error: float | None = None
+
+
+class FoldError(_Record):
+    """How far the folded network is from the unfolded one in float64, relative to the largest logit.
+
+    `float64` with the folded weights before rounding: the algebra alone; `float32` as stored, which is narrower where
+    the file is; `float32_unfolded` the same for the network before folding: what rounding costs without it.
+    """
+
+    float64: float
+    float32: float
+    float32_unfolded: float
 
 
 class KeptRecord(_Record):
@@ -94,6 +113,7 @@ class Manifest(_Record):
     preprocessing: Preprocessing
     folds: tuple[FoldRecord, ...] = ()
     kept: tuple[KeptRecord, ...] = ()
+    fold_error: FoldError | None = None
     batchnorm: tuple[NormRecord, ...] = ()
     parity: Parity | None = None
     pixels: PixelStatistics | None = None

@@ -2,9 +2,9 @@
 
     admit ── submit ── queue ── a free lane takes its share ── run_batch in a thread ── each caller its own result
 
-A batch forms while every lane is busy; an idle lane never waits for company unless told to. An item whose caller has
-gone or whose deadline has passed is dropped before it costs a run. A batch that fails is run again item by item, so
-that only the culprit fails. Shutdown drains.
+A batch forms while every lane is busy; an idle lane never waits for company unless told to. An item whose callers have
+all gone or whose deadlines have passed is dropped before it costs a run. Items of one key are run once for all who ask
+while one is in flight. A batch that fails is run again item by item, so that only the culprit fails. Shutdown drains.
 """
 
 import asyncio
@@ -12,15 +12,12 @@ import contextlib
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from typing import Any, Generic, Protocol, Self, TypeVar
+from typing import Any, Generic, Protocol, Self
 
 from service.errors import DeadlineExceeded, InferenceFailed, NotReady, QueueFull
-
-Item = TypeVar("Item")
-Result = TypeVar("Result")
+from service.queueing import LATE, Item, Pending, Priority, PriorityQueue, Result, Waiter
 
 MEMORY = 0.9  # share of the old value in the running mean of seconds per item: about the last ten batches count
 MAX_RETRY_AFTER_S = 60
@@ -38,17 +35,10 @@ class Observer(Protocol):
         """`size` items ran together for `run_s` seconds, after each had waited its `queue_s`."""
 
     def dropped(self, reason: str) -> None:
-        """An item left the queue unrun: "cancelled" or "deadline"."""
+        """A caller's item was not run for him: "cancelled" or "deadline"."""
 
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Pending(Generic[Item, Result]):
-    """An item that waits; times are of the batcher's clock, in seconds."""
-
-    item: Item
-    future: asyncio.Future[Result]
-    queued_at: float
-    deadline: float
+    def shared(self) -> None:
+        """A caller joined an item that was in flight already."""
 
 
 class Batcher(Generic[Item, Result]):
@@ -76,7 +66,8 @@ class Batcher(Generic[Item, Result]):
         self._take_of = take  # of so many waiting, with so many idle lanes, how many does one lane run next?
         self._on_death = on_death
         self._clock = clock  # not the event loop's, which may tick in whole milliseconds
-        self._queue: deque[Pending[Item, Result]] = deque()
+        self._queue: PriorityQueue[Item, Result] = PriorityQueue()
+        self._in_flight: dict[Hashable, Pending[Item, Result]] = {}  # by key, until settled
         self._sleepers: deque[asyncio.Future[None]] = deque()  # lanes that wait for work
         self._tasks: list[asyncio.Task[None]] = []
         self._executor: ThreadPoolExecutor | None = None
@@ -137,23 +128,55 @@ class Batcher(Generic[Item, Result]):
         """Return how long today's backlog takes at the measured rate, in whole seconds."""
         return min(MAX_RETRY_AFTER_S, max(1, math.ceil(self._admitted * self._seconds_per_item / self._lanes)))
 
-    async def submit(self, item: Item, *, deadline: float) -> Result:
+    async def submit(
+        self, item: Item, *, deadline: float, priority: Priority = "normal", key: Hashable = None
+    ) -> Result:
         """Queue an item and return its result.
 
-        `deadline` is a time of the batcher's clock, in seconds.
+        `deadline` is a time of the batcher's clock, in seconds. Items of one `key` have one result: while one is in
+        flight it serves all who ask, each with his own deadline, and it goes with the highest of their priorities.
         Raises DeadlineExceeded when it passes, InferenceFailed when the item fails on its own.
         """
-        future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
-        pending = Pending(item, future, self._clock(), deadline)
         if self.failure is not None or all(task.done() for task in self._tasks):
             raise NotReady("the service is shutting down", retry_after_s=1)
-        self._queue.append(pending)
-        self._wake_one()
+        waiter: Waiter[Result] = Waiter(asyncio.get_running_loop().create_future(), deadline)
+        pending = self._join(key, priority) or self._enqueue(item, priority, key)
+        pending.waiters.append(waiter)
         try:
             async with asyncio.timeout(deadline - self._clock()):
-                return await pending.future
+                return await waiter.future
         except TimeoutError:
-            raise DeadlineExceeded("the deadline passed before the image could be answered") from None
+            self._left(pending, "deadline")
+            raise DeadlineExceeded(LATE) from None
+        except asyncio.CancelledError:
+            self._left(pending, "cancelled")
+            raise
+
+    def _join(self, key: Hashable, priority: Priority) -> Pending[Item, Result] | None:
+        pending = None if key is None else self._in_flight.get(key)
+        if pending is not None:
+            self._queue.promote(pending, priority)
+            self._observer.shared()
+        return pending
+
+    def _enqueue(self, item: Item, priority: Priority, key: Hashable) -> Pending[Item, Result]:
+        pending: Pending[Item, Result] = Pending(item, key, self._clock(), priority)
+        if key is not None:
+            self._in_flight[key] = pending
+        self._queue.put(pending)
+        self._wake_one()
+        return pending
+
+    def _left(self, pending: Pending[Item, Result], reason: str) -> None:
+        if pending.is_queued:  # one that runs already cannot be called back
+            self._observer.dropped(reason)
+            if not pending.is_wanted:
+                self._queue.remove(pending)
+                self._forget(pending)
+
+    def _forget(self, pending: Pending[Item, Result]) -> None:
+        if self._in_flight.get(pending.key) is pending:
+            del self._in_flight[pending.key]
 
     @property
     def _is_drained(self) -> bool:
@@ -197,17 +220,17 @@ class Batcher(Generic[Item, Result]):
         batch: list[Pending[Item, Result]] = []
         now = self._clock()
         while self._queue and len(batch) < min(share, self._max_batch_size):
-            pending = self._queue.popleft()
+            pending = self._queue.pop()
             if self._is_wanted(pending, now):
                 batch.append(pending)
         return batch
 
     def _is_wanted(self, pending: Pending[Item, Result], now: float) -> bool:
-        if pending.deadline <= now:
+        for _ in range(pending.expire(now)):
             self._observer.dropped("deadline")
-        elif pending.future.done():
-            self._observer.dropped("cancelled")
-        return pending.deadline > now and not pending.future.done()
+        if not pending.is_wanted:
+            self._forget(pending)
+        return pending.is_wanted
 
     async def _run(self, batch: list[Pending[Item, Result]]) -> None:
         if not batch:
@@ -223,8 +246,8 @@ class Batcher(Generic[Item, Result]):
         self._observer.ran(len(batch), [started - one.queued_at for one in batch], run_s)
         self._learn(run_s / len(batch))
         for one, result in zip(batch, results, strict=True):
-            if not one.future.done():  # its caller may have left
-                one.future.set_result(result)
+            self._forget(one)
+            one.settle(result)
 
     def _run_checked(self, items: list[Item]) -> Sequence[Result]:
         results = self._run_batch(items)
@@ -233,14 +256,17 @@ class Batcher(Generic[Item, Result]):
         return results
 
     async def _run_alone(self, batch: list[Pending[Item, Result]], error: Exception) -> None:
-        if len(batch) > 1:
-            for one in batch:
-                if self._is_wanted(one, self._clock()):
-                    await self._run([one])
-        elif not batch[0].future.done():
+        if len(batch) == 1:
             failure = InferenceFailed("the model failed on this image")
             failure.__cause__ = error
-            batch[0].future.set_exception(failure)
+            self._forget(batch[0])
+            batch[0].fail(failure)
+            return
+        for one in batch:
+            if self._is_wanted(one, self._clock()):
+                await self._run([one])
+            elif all(waiter.future.cancelled() for waiter in one.waiters):
+                self._observer.dropped("cancelled")
 
     def _learn(self, seconds_per_item: float) -> None:
         old = self._seconds_per_item or seconds_per_item
@@ -251,13 +277,14 @@ class Batcher(Generic[Item, Result]):
         if error is None:
             return
         self.failure = error
-        _fail_all(self._queue)
-        self._queue.clear()
+        waiting = list(self._queue)
+        for pending in waiting:
+            self._queue.remove(pending)
+        _fail_all(waiting)
         if self._on_death is not None:
             self._on_death(error)
 
 
 def _fail_all(items: Iterable[Pending[Any, Any]]) -> None:
     for pending in items:
-        if not pending.future.done():
-            pending.future.set_exception(InferenceFailed("the batcher ended; see the log"))
+        pending.fail(InferenceFailed("the batcher ended; see the log"))

@@ -2,23 +2,27 @@
 
 import asyncio
 import logging
-import time
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
+from time import perf_counter
 
 import numpy as np
 from numpy.typing import NDArray
 
 from service.batching import Batcher
-from service.errors import DeadlineExceeded, InferenceFailed, MalformedRequest, ServiceError
+from service.caching import AnswerCache
+from service.decoding import Decoders
+from service.errors import InferenceFailed, MalformedRequest, ServiceError
 from service.independence.certificate import Certificate
 from service.independence.receipts import Receipt, logits_digest, pixels_digest
 from service.independence.spotcheck import SpotCheck
 from service.metrics import ModelMetrics
-from service.preprocessing import Accepted, decode
+from service.preprocessing import Accepted, Hold, decode
+from service.queueing import Priority
 from service.repository import Model
 from service.running import Job, Logits, Pixels, Runner
+from service.tracing import stage
 
 logger = logging.getLogger(__name__)
 
@@ -35,18 +39,20 @@ Outcome = Answered | ServiceError
 
 
 class Classifier:
-    """One model with its queue."""
+    """One model with its queue. `cache` None: no run is shared, and no answer kept."""
 
     def __init__(
         self,
         model: Model,
         runner: Runner,
         batcher: Batcher[Job, Logits],
-        decoders: ThreadPoolExecutor,
+        decoders: Decoders,
         accepted: Accepted,
         metrics: ModelMetrics,
         certificate: Certificate | None,
         spot_check: SpotCheck,
+        *,
+        cache: AnswerCache | None = None,
     ) -> None:
         self.model = model
         self.runner = runner
@@ -56,6 +62,18 @@ class Classifier:
         self._decoders = decoders
         self._accepted = accepted
         self._spot_check = spot_check
+        self._cache = cache
+        self.on_answer: Callable[[bytes, Answered], None] | None = None  # a shadow listens here
+
+    @property
+    def is_busy(self) -> bool:
+        """True while images wait for a lane."""
+        return self._batcher.depth > 0
+
+    @property
+    def shares(self) -> bool:
+        """True while one answer may stand for all identical images: under a certificate that nothing has shaken."""
+        return self._cache is not None and not self.runner.is_degraded
 
     @property
     def certificate(self) -> Certificate | None:
@@ -70,14 +88,28 @@ class Classifier:
         """Raise QueueFull or NotReady when not even one image would be let in: before a body is read for nothing."""
         self._batcher.check_room(1)
 
-    async def classify(self, encoded: Sequence[bytes], *, deadline: float, is_replay: bool = False) -> list[Outcome]:
+    async def classify(
+        self,
+        images: Sequence[bytes] | Sequence[Pixels],
+        *,
+        deadline: float,
+        priority: Priority = "normal",
+        is_replay: bool = False,
+    ) -> list[Outcome]:
         """Return for each image what the model saw and said, or the error that is its own; the others go untouched.
 
-        `deadline` is a time of `time.monotonic`, in seconds; `is_replay` runs each alone at the reference shape.
+        An image is a file, or pixels as the model wants them, uint8 (height, width, channels). `deadline` is a time
+        of `time.monotonic`, in seconds; `is_replay` runs each alone at the reference shape.
         Raises QueueFull or NotReady for all of them.
         """
-        with self._batcher.admit(len(encoded)):
-            return list(await asyncio.gather(*(self._classify_one(data, deadline, is_replay) for data in encoded)))
+        classify_one = partial(self._classify_one, deadline=deadline, priority=priority, is_replay=is_replay)
+        with self._batcher.admit(len(images)):
+            return list(await asyncio.gather(*map(classify_one, images)))
+
+    async def answer(self, pixels: Pixels, *, deadline: float, priority: Priority) -> Logits:
+        """Return the logits (classes,) of decoded pixels. Raises as `classify`, and DeadlineExceeded."""
+        with self._batcher.admit(1):
+            return await self._batcher.submit(Job(pixels), deadline=deadline, priority=priority)
 
     def receipt(self, answered: Answered, key: bytes | None) -> Receipt:
         """Return an answer's receipt, signed where there is a key. Raises MalformedRequest without a certificate."""
@@ -99,14 +131,21 @@ class Classifier:
             raise MalformedRequest(f"model {self.model.name} has no certificate, so its answers have no receipts")
         return certificate, certificate.answer_digest
 
-    async def _classify_one(self, encoded: bytes, deadline: float, is_replay: bool) -> Outcome:  # noqa: FBT001 - one caller
-        loop = asyncio.get_running_loop()
+    async def _classify_one(
+        self, image: bytes | Pixels, *, deadline: float, priority: Priority, is_replay: bool
+    ) -> Outcome:
         try:
-            async with asyncio.timeout(deadline - time.monotonic()):
-                pixels = await loop.run_in_executor(self._decoders, self._decode, encoded, deadline)
-            logits = await self._batcher.submit(Job(pixels, is_replay), deadline=deadline)
-        except TimeoutError:
-            return DeadlineExceeded("the deadline passed before the image was decoded")
+            shares = self.shares and not is_replay
+            started = perf_counter()
+            pixels, digest = await self._pixels(image, deadline, with_digest=shares)
+            stage("decode", perf_counter() - started)
+            logits = self._cached(pixels, digest)
+            if logits is None:
+                started = perf_counter()
+                job = Job(pixels, is_replay)
+                logits = await self._batcher.submit(job, deadline=deadline, priority=priority, key=digest)
+                stage("infer", perf_counter() - started, model=self.model.name, version=self.model.version)
+                self._keep(digest, logits)
         except InferenceFailed as error:
             logger.error("%s: %s", error, error.__cause__)
             return error
@@ -115,12 +154,32 @@ class Classifier:
         except Exception:  # a lone surprise must neither fail its neighbours nor outlive their admission
             logger.exception("an image failed in a way that nobody foresaw")
             return InferenceFailed("the service failed on this image; its log says why")
+        answered = Answered(pixels, logits)
         if not is_replay:
             self._spot_check.offer(pixels, logits)
-        return Answered(pixels, logits)
+            if self.on_answer is not None and isinstance(image, bytes):
+                self.on_answer(image, answered)
+        return answered
 
-    def _decode(self, encoded: bytes, deadline: float) -> Pixels:
-        if time.monotonic() >= deadline:  # it waited for a thread until nobody waited for it
-            raise DeadlineExceeded("the deadline passed before the image was decoded")
-        with self.metrics.timed("decode"):
-            return decode(encoded, self.model.manifest.preprocessing, self._accepted)
+    async def _pixels(self, image: bytes | Pixels, deadline: float, *, with_digest: bool) -> tuple[Pixels, str | None]:
+        if not isinstance(image, bytes):
+            return image, pixels_digest(image) if with_digest else None
+        work = partial(self._decode, with_digest=with_digest)
+        return await self._decoders.decode(work, image, deadline=deadline, observer=self.metrics)
+
+    def _decode(self, encoded: bytes, hold: Hold, *, with_digest: bool) -> tuple[Pixels, str | None]:
+        pixels = decode(encoded, self.model.manifest.preprocessing, self._accepted, hold)
+        return pixels, pixels_digest(pixels) if with_digest else None
+
+    def _cached(self, pixels: Pixels, digest: str | None) -> Logits | None:
+        if digest is None or self._cache is None or not self._cache.size:
+            return None
+        logits = self._cache.find(digest)
+        self.metrics.cached(logits is not None)
+        if logits is not None:
+            self.metrics.answered(pixels[np.newaxis], logits[np.newaxis])
+        return logits
+
+    def _keep(self, digest: str | None, logits: Logits) -> None:
+        if digest is not None and self._cache is not None and self.shares:  # a spot check may have failed meanwhile
+            self._cache.keep(digest, logits)

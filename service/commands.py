@@ -1,6 +1,7 @@
 """The subcommands `serve` and `certify`. Loads the web and the runtime only to run them."""
 
 import argparse
+import json
 import sys
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
@@ -31,6 +32,23 @@ def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     for name in ("models", "state", "device", "max_batch_size"):
         _add_flag(certify, name, Settings.model_fields[name])
     certify.set_defaults(run=_certify)
+    openapi = subparsers.add_parser("openapi", help="print the API document", description="Print the API document.")
+    openapi.add_argument("--out", type=Path, metavar="FILE", help="write it there, for instance docs/openapi.json")
+    openapi.set_defaults(run=_openapi)
+
+
+def _openapi(arguments: argparse.Namespace) -> int:
+    from service.app import create_app
+
+    text = json.dumps(create_app(Settings()).openapi(), indent=1, sort_keys=True, ensure_ascii=False) + "\n"
+    if arguments.out is None:
+        print(text, end="")
+        return 0
+    try:
+        arguments.out.write_text(text)
+    except OSError as error:
+        raise ConfigurationError(f"cannot write {arguments.out}: {error.strerror}") from None
+    return 0
 
 
 def _flags() -> list[str]:
@@ -42,8 +60,14 @@ def _add_flag(parser: argparse.ArgumentParser, name: str, field: FieldInfo) -> N
     choices = get_args(field.annotation) if get_origin(field.annotation) is Literal else None
     default = ",".join(field.default) if isinstance(field.default, tuple) else field.default
     shown = "" if default is None or "[" in str(field.description) else f" [{default}]"
+    flag = f"--{name.replace('_', '-')}"
+    if field.annotation is bool:
+        usual = "" if default else "not "
+        text = f"{field.description} [{usual}set]"
+        parser.add_argument(flag, action=argparse.BooleanOptionalAction, default=None, help=text)
+        return
     parser.add_argument(
-        f"--{name.replace('_', '-')}",
+        flag,
         choices=choices,
         metavar=None if choices else _metavar(field.annotation),
         help=f"{field.description}{shown}",
@@ -53,7 +77,9 @@ def _add_flag(parser: argparse.ArgumentParser, name: str, field: FieldInfo) -> N
 def _metavar(annotation: Any) -> str:
     if annotation in (int, float):
         return "N"
-    return "DIR" if annotation is Path else "TEXT"
+    if annotation is Path:
+        return "DIR"
+    return "FILE" if Path in get_args(annotation) else "TEXT"
 
 
 def _serve(arguments: argparse.Namespace) -> int:
@@ -62,7 +88,7 @@ def _serve(arguments: argparse.Namespace) -> int:
     flags = {name: getattr(arguments, name) for name in _flags()}
     logs.configure("info")
     settings = Settings.load(**flags)
-    logs.configure(settings.log_level)
+    logs.configure(settings.log_level, settings.log_format)
     server.serve(settings)
     return 0
 

@@ -26,6 +26,9 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix=ENVIRONMENT_PREFIX, frozen=True, extra="forbid", allow_inf_nan=False)
 
     models: Path = Field(Path("models"), description="folder of models, <name>/<version>/model.onnx")
+    watch_interval_s: float = Field(
+        0.0, ge=0, description="how often to look for models that changed in the repository, seconds; 0 never looks"
+    )
     default_model: str | None = Field(
         None, description="model that answers when a request names none [the only one, if there is one]"
     )
@@ -48,27 +51,62 @@ class Settings(BaseSettings):
     receipt_key: SecretStr | None = Field(
         None, description="secret that signs receipts (HMAC-SHA-256); from the environment alone"
     )
+    api_keys_file: Path | None = Field(
+        None, description="file of hashed API keys, made by `foldserve keys add` and re-read when it changes"
+    )
+    public_predict: bool = Field(False, description="let everybody predict although there is a file of API keys")
     lanes: int = Field(0, ge=0, description="batches that run at once, one thread each [0: one per core on a CPU]")
     max_batch_size: int = Field(8, ge=1, description="most images in one run")
     max_queue_delay_ms: float = Field(0.0, ge=0, description="how long an idle engine waits for company, milliseconds")
     max_queue_size: int = Field(512, ge=1, description="images admitted and not yet answered")
-    request_timeout_s: float = Field(10.0, gt=0, description="deadline of a request, seconds")
+    request_timeout_s: float = Field(
+        10.0, gt=0, description="deadline of a request, and the most that X-Request-Timeout-Ms may ask for, seconds"
+    )
+    share_identical: bool = Field(
+        True,
+        description="identical images in flight run once, and answers carry an ETag; only under a certificate; "
+        "switch it off to measure",
+    )
+    cache_answers: int = Field(
+        0, ge=0, description="answers kept for images that come again; only under a certificate, with share_identical"
+    )
     body_timeout_s: float = Field(10.0, gt=0, description="time a request body may take to arrive, seconds")
     drain_timeout_s: float = Field(30.0, ge=0, description="time that accepted work gets at shutdown, seconds")
     max_body_bytes: int = Field(20 * 2**20, ge=1, description="largest request body, bytes")
-    max_bytes_in_flight: int = Field(256 * 2**20, ge=1, description="bodies that arrive at once, all together, bytes")
+    max_bytes_in_flight: int = Field(
+        256 * 2**20, ge=1, description="bodies that arrive or wait for their answer, all together, bytes"
+    )
     max_image_pixels: int = Field(50_000_000, ge=1, description="largest image by its header, pixels")
+    max_pixels_in_flight: int = Field(
+        100_000_000, ge=1, description="pixels being decoded at once, by their headers, all images together"
+    )
     max_images: int = Field(64, ge=1, description="most images in one request")
     decode_threads: int = Field(0, ge=0, description="images decoded at once [0: one per core]")
     formats: Annotated[tuple[str, ...], NoDecode] = Field(
         ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF"), description="accepted image formats, comma-separated"
     )
+    cors_origins: Annotated[tuple[str, ...], NoDecode] = Field(
+        (), description="pages of other hosts that may call, comma-separated, for instance https://a.example [none]"
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least severe line to log")
+    log_format: Literal["text", "json"] = Field("text", description="log lines for people, or one JSON object a line")
+    log_requests: Literal["none", "errors", "all"] = Field(
+        "errors", description="requests that get a log line: errors are those answered with 500 and above, but for 503"
+    )
+    otlp_endpoint: str | None = Field(
+        None,
+        description="where OpenTelemetry traces go, as https://host:4318/v1/traces; needs the extra otel [nowhere]",
+    )
 
     @field_validator("formats", mode="before")
     @classmethod
     def _split_formats(cls, value: object) -> object:
         return tuple(part.strip().upper() for part in value.split(",")) if isinstance(value, str) else value
+
+    @field_validator("cors_origins", mode="before")
+    @classmethod
+    def _split_origins(cls, value: object) -> object:
+        return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
 
     @model_validator(mode="after")
     def _one_request_fits(self) -> Self:
@@ -77,6 +115,11 @@ class Settings(BaseSettings):
         if self.max_body_bytes > self.max_bytes_in_flight:
             limit = self.max_bytes_in_flight
             raise ValueError(f"max_body_bytes ({self.max_body_bytes}) may not exceed max_bytes_in_flight ({limit})")
+        if self.max_image_pixels > self.max_pixels_in_flight:
+            limit = self.max_pixels_in_flight
+            raise ValueError(
+                f"max_image_pixels ({self.max_image_pixels}) may not exceed max_pixels_in_flight ({limit})"
+            )
         return self
 
     @classmethod

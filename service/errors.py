@@ -8,10 +8,14 @@
     ├── AddressUnavailable     the address to listen on cannot be had
     └── ServiceError           a request cannot be answered
         ├── MalformedRequest   the body or a query parameter is not of the documented form
+        ├── NotAuthenticated   no API key, or one that nobody knows
+        ├── NotPermitted       an API key of another role, or a call that is switched off
         ├── ModelNotFound      no such model or version is served
         ├── BodyTooSlow        the body did not arrive in time
         ├── NotComparable      a receipt of another model, form or machine
         ├── CallerGone         the connection closed before there was an answer
+        ├── LoadFailed         a model could not be loaded; what was served is served still
+        ├── AnswerUnchanged    the caller holds this very answer already
         ├── TooLarge           more bytes, pixels or images than the limits allow
         ├── UnsupportedFormat  not an image format that is accepted
         ├── InvalidImage       an accepted format that cannot be decoded
@@ -61,6 +65,14 @@ class MalformedRequest(ServiceError):
     """The body or a query parameter is not of the documented form."""
 
 
+class NotAuthenticated(ServiceError):
+    """An API key is needed, and none or an unknown one was sent."""
+
+
+class NotPermitted(ServiceError):
+    """The API key has another role, or the call is switched off."""
+
+
 class ModelNotFound(ServiceError):
     """No model or version of that name is served."""
 
@@ -75,6 +87,14 @@ class NotComparable(ServiceError):
 
 class CallerGone(ServiceError):
     """The connection closed before there was an answer; nobody reads this, the metrics count it."""
+
+
+class LoadFailed(ServiceError):
+    """A model of the repository could not be loaded; what was served before is served still."""
+
+
+class AnswerUnchanged(ServiceError):
+    """The caller holds this answer: its entity tag is one of those in If-None-Match."""
 
 
 class TooLarge(ServiceError):

@@ -7,6 +7,7 @@ Training, evaluation and serving all decode here, so that a model meets the pixe
 
 import io
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal, Self
@@ -20,6 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from service.errors import ConfigurationError, InvalidImage, TooLarge, UnsupportedFormat
 
 Pixels = NDArray[np.uint8]
+Hold = Callable[[int], AbstractContextManager[None]]
 
 ORIENTATION_TAG = 0x0112  # EXIF 2.32, section 4.6.4 A
 # What undoes each EXIF orientation; 1 is upright and anything else is not a turn (EXIF 2.32, table 4).
@@ -104,12 +106,24 @@ def describe_decoders() -> dict[str, str]:
     return {"pillow": PIL.__version__, **{name: str(version) for name, version in found.items() if version}}
 
 
-def decode(encoded: bytes, spec: Preprocessing, accepted: Accepted = Accepted()) -> Pixels:
+def hold_nothing(_pixels: int) -> AbstractContextManager[None]:
+    """Let any number of pixels be decoded."""
+    return nullcontext()
+
+
+def decode(encoded: bytes, spec: Preprocessing, accepted: Accepted = Accepted(), hold: Hold = hold_nothing) -> Pixels:
     """Return the pixels of an encoded image as its model wants them, uint8 (height, width, channels).
 
+    `hold` gets the number of pixels by the header; its context is open while they are in memory, and what it raises
+    passes through.
     Raises UnsupportedFormat, TooLarge (judged by the header, before any pixel is decoded) or InvalidImage.
     """
     image = _open(encoded, accepted)
+    with hold(image.width * image.height):
+        return _decoded(image, spec)
+
+
+def _decoded(image: Image.Image, spec: Preprocessing) -> Pixels:
     try:
         image.load()
         return _to_pixels(image, spec)

@@ -12,9 +12,13 @@ TYPE_PREFIX = "urn:foldserve:problem:"
 
 STATUS: dict[type[ServiceError], int] = {
     errors.MalformedRequest: 400,
+    errors.NotAuthenticated: 401,
+    errors.NotPermitted: 403,
     errors.ModelNotFound: 404,
     errors.BodyTooSlow: 408,
     errors.NotComparable: 409,
+    errors.LoadFailed: 409,
+    errors.AnswerUnchanged: 412,  # 304 is for GET and HEAD alone (RFC 9110, section 13.1.2)
     errors.TooLarge: 413,
     errors.UnsupportedFormat: 415,
     errors.InvalidImage: 422,
@@ -27,10 +31,13 @@ STATUS: dict[type[ServiceError], int] = {
 }
 TITLE = {
     400: "Malformed request",
+    401: "API key needed",
+    403: "Not permitted",
     404: "Not found",
     405: "Method not allowed",
     408: "Body too slow",
-    409: "Not comparable",
+    409: "Conflict",
+    412: "Answer unchanged",
     413: "Too large",
     415: "Format not accepted",
     422: "Image cannot be decoded",
@@ -44,7 +51,18 @@ TITLE = {
 
 def slug(error: ServiceError) -> str:
     """Return the error's stable name: `InvalidImage` → `invalid-image`."""
-    return re.sub(r"(?<!^)(?=[A-Z])", "-", type(error).__name__).lower()
+    return _slug(type(error))
+
+
+def examples(status: int) -> dict[str, Any]:
+    """Return a problem document of each kind with this status, by name, as an API document shows them."""
+    kinds = {_slug(kind): str(kind.__doc__) for kind, code in STATUS.items() if code == status}
+    kinds |= {405: {"method-not-allowed": "GET is not possible at /predict"}}.get(status, {})
+    return {name: {"value": document_of(status, name, text.splitlines()[0])} for name, text in kinds.items()}
+
+
+def _slug(kind: type[ServiceError]) -> str:
+    return re.sub(r"(?<!^)(?=[A-Z])", "-", kind.__name__).lower()
 
 
 def status_of(error: ServiceError) -> int:

@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,14 +27,25 @@ class Job:
     is_replay: bool = False
 
 
+class Observer(Protocol):
+    """Told what happens, for metrics; from the thread that ran it."""
+
+    def executed(self, rows: int, padding: int) -> None:
+        """A batch of `rows` was executed, `padding` of which held no image."""
+
+    def answered(self, images: Pixels, logits: Logits) -> None:
+        """Images (N, height, width, channels) were answered with logits (N, classes)."""
+
+
 class Runner:
     """One model, and the shapes that it may run in. Safe to call from several threads.
 
     Without a certificate (mode `report` or `off`) it runs whatever comes together, as it comes.
     """
 
-    def __init__(self, model: Model, certificate: Certificate | None) -> None:
+    def __init__(self, model: Model, certificate: Certificate | None, observer: Observer | None = None) -> None:
         self._model = model
+        self._observer = observer
         self._lock = threading.Lock()
         self._under_way = 0
         self.is_degraded = False
@@ -59,10 +71,7 @@ class Runner:
             alone = self._under_way == 1
         try:
             together = [job.pixels for job in jobs if not job.is_replay]
-            logits = list(self._run_together(_stack(together), alone=alone)) if together else []
-            if len(logits) != len(together):
-                raise InferenceFailed(f"the engine gave {len(logits)} answers for {len(together)} images")
-            answers = iter(logits)
+            answers = iter(self._answer(_stack(together), alone=alone) if together else ())
             return [self.replay(job.pixels) if job.is_replay else next(answers) for job in jobs]
         finally:
             with self._lock:
@@ -84,15 +93,30 @@ class Runner:
             self._planner = Planner({self.reference: 1.0})
         self.is_degraded = True
 
+    def _answer(self, images: Pixels, *, alone: bool) -> Logits:
+        logits = self._run_together(images, alone=alone)
+        if len(logits) != len(images):
+            raise InferenceFailed(f"the engine gave {len(logits)} answers for {len(images)} images")
+        if self._observer is not None:
+            self._observer.answered(images, logits)
+        return logits
+
     def _run_together(self, images: Pixels, *, alone: bool) -> Logits:
         planner = self._planner  # read once: degrading may replace it
         if planner is None:
+            self._tell_executed(len(images), 0)
             return self._model.run(images)
         if len(images) > planner.largest:  # formed before a degradation left only smaller shapes
             parts = images[: planner.largest], images[planner.largest :]
             return np.concatenate([self._run_together(part, alone=False) for part in parts])
         shape = planner.shape(len(images), alone=alone)
-        return self._model.run(fill(images, shape.batch_size), shape.threads)[: len(images)]
+        logits = self._model.run(fill(images, shape.batch_size), shape.threads)[: len(images)]
+        self._tell_executed(shape.batch_size, shape.batch_size - len(images))
+        return logits
+
+    def _tell_executed(self, rows: int, padding: int) -> None:
+        if self._observer is not None:
+            self._observer.executed(rows, padding)
 
 
 def _stack(images: Sequence[Pixels]) -> Pixels:

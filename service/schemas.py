@@ -10,13 +10,30 @@ from service.independence.receipts import Receipt
 from service.preprocessing import Preprocessing
 
 
+def schema_of(model: type[BaseModel]) -> dict[str, Any]:
+    """Return a body's JSON Schema in one piece, for operations that read their bodies themselves."""
+    schema = model.model_json_schema()
+    definitions = schema.pop("$defs", {})
+
+    def put_in(part: Any) -> Any:
+        if isinstance(part, list):
+            return [put_in(one) for one in part]
+        if not isinstance(part, dict):
+            return part
+        name = str(part.get("$ref", "")).rpartition("/")[2]
+        return put_in(definitions[name]) if name else {key: put_in(value) for key, value in part.items()}
+
+    found: dict[str, Any] = put_in(schema)
+    return found
+
+
 class PredictQuery(BaseModel):
     """Query parameters of /predict; an unknown one is an error, not a surprise."""
 
     model_config = ConfigDict(extra="forbid", protected_namespaces=())
 
     model: str | None = Field(None, description="which model; needed only where several are served")
-    version: int | None = Field(None, ge=1, description="which version; 404 when it is not the one served")
+    version: int | None = Field(None, ge=1, description="which version, of those that are loaded")
     top_k: int = Field(5, ge=1, le=1000, description="how many classes to list, most probable first")
     logits: bool = Field(False, description="add the raw float32 logits, which read back to the same bits")
     receipt: bool = Field(False, description="add a receipt, which /verify replays")
@@ -25,7 +42,7 @@ class PredictQuery(BaseModel):
 class ImagesBody(BaseModel):
     """The JSON form of a request."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"images": ["iVBORw0KGgo…"]}]})
 
     images: list[str] = Field(min_length=1, description="image files in base64")
 
@@ -63,8 +80,19 @@ class FailureBody(BaseModel):
     error: Problem
 
 
+SEVEN: dict[str, Any] = {"label": "7", "index": 7, "score": 0.9991}
+EXAMPLE: dict[str, Any] = {
+    "model": "mnist",
+    "version": 3,
+    "form": "float",
+    "predictions": [{"filename": "seven.png", **SEVEN, "top": [SEVEN, {"label": "9", "index": 9, "score": 0.0004}]}],
+}
+
+
 class PredictBody(BaseModel):
     """The answer of /predict: one shape for one image and for many, in the order in which they were sent."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [EXAMPLE]})
 
     model: str
     version: int
@@ -82,6 +110,33 @@ class ModelBody(BaseModel):
     labels: list[str]
 
 
+class ServingBody(BaseModel):
+    """Which versions are loaded, and which of them answers whom."""
+
+    stable: int
+    canary: int | None
+    canary_share: float = Field(ge=0, le=1, description="share of requests that the canary answers")
+    shadow: int | None
+    loaded: list[int]
+
+
+class FlipBody(BaseModel):
+    """How often the shadow took for another class what the stable version took for this one."""
+
+    stable: str
+    shadow: str
+    count: int
+
+
+class ShadowBody(BaseModel):
+    """How the shadow's answers compare with the stable version's, since it was loaded."""
+
+    version: int
+    images: dict[str, int] = Field(description="by what came of it: same bits, same label, flipped, failed, dropped")
+    flips: list[FlipBody]
+    largest_difference: dict[str, float] = Field(description="largest logit difference seen, by class")
+
+
 class ModelDetailBody(ModelBody):
     """One served model with everything that its file says about itself."""
 
@@ -95,6 +150,8 @@ class ModelDetailBody(ModelBody):
     golden_images: int
     golden_difference: float
     certificate: Certificate | None
+    serving: ServingBody
+    shadow: ShadowBody | None
 
 
 class VerifyBody(BaseModel):
@@ -111,6 +168,53 @@ class ModelsBody(BaseModel):
     """What is served."""
 
     models: list[ModelBody]
+
+
+class LoadParameters(BaseModel):
+    """What a load may ask for; without any, the model becomes what its serving.json says."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    version: int | None = Field(None, ge=1, description="version that becomes stable, whatever serving.json says")
+    canary: int | None = Field(None, ge=1)
+    canary_share: float = Field(0.0, ge=0, le=1)
+    shadow: int | None = Field(None, ge=1)
+    also: list[int] = []
+
+
+class LoadBody(BaseModel):
+    """The body of a load call."""
+
+    parameters: LoadParameters = LoadParameters()
+
+
+class UnloadParameters(BaseModel):
+    """Models here have no dependents; clients of the protocol send this all the same."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    unload_dependents: bool = False
+
+
+class UnloadBody(BaseModel):
+    """The body of an unload call."""
+
+    parameters: UnloadParameters = UnloadParameters()
+
+
+class IndexQueryBody(BaseModel):
+    """The body of an index call."""
+
+    ready: bool = Field(False, description="only versions that are loaded")
+
+
+class IndexEntryBody(BaseModel):
+    """One version in the repository."""
+
+    name: str
+    version: str
+    state: Literal["READY", "UNAVAILABLE"]
+    reason: str
 
 
 class HealthBody(BaseModel):

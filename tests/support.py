@@ -271,6 +271,7 @@ class Journal:
     def __init__(self) -> None:
         self.sizes: list[int] = []
         self.reasons: list[str] = []
+        self.joined = 0
 
     def ran(self, size, queue_s, run_s):
         assert len(queue_s) == size
@@ -279,6 +280,9 @@ class Journal:
 
     def dropped(self, reason):
         self.reasons.append(reason)
+
+    def shared(self):
+        self.joined += 1
 
 
 def batcher_of(model: FakeModel, journal: Journal | None = None, **options) -> Batcher[int, int]:

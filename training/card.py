@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from service.artifact import FoldRecord, KeptRecord, Manifest, Parity
+from service.artifact import FoldError, FoldRecord, KeptRecord, Manifest, Parity
 
 FLOAT16_MAX = 65504.0
 
@@ -11,7 +11,7 @@ FLOAT16_MAX = 65504.0
 def fold_table(folds: Iterable[FoldRecord], kept: Iterable[KeptRecord]) -> str:
     """Return one aligned line for each BatchNorm: where it went and how exactly, or why it stays."""
     rows: list[tuple[str, ...]] = [
-        ("BatchNorm", "into", "kind", "scale", "largest weight", "fp16 headroom", "float64 error")
+        ("BatchNorm", "into", "kind", "place", "scale", "largest weight", "fp16 headroom", "float64 error")
     ]
     rows += [_fold_row(record) for record in folds]
     lines = list(_aligned(rows))
@@ -29,6 +29,14 @@ def parity_line(seen: Parity) -> str:
     )
 
 
+def fold_error_line(error: FoldError) -> str:
+    """Return what folding changed end to end, in one line."""
+    return (
+        f"folded against unfolded float64, relative to the largest logit: {error.float64:.2g} in float64, "
+        f"{error.float32:.2g} in float32 (unfolded: {error.float32_unfolded:.2g})"
+    )
+
+
 def model_card(manifest: Manifest, digest: str, folder: Path) -> str:
     """Return the README of a model: what it is for, how good it is, where it comes from, how to use it."""
     result = manifest.training
@@ -43,7 +51,8 @@ def model_card(manifest: Manifest, digest: str, folder: Path) -> str:
         ("Validation accuracy", f"{result['validation_accuracy']:.2%}, at epoch {result['best_epoch']}"),
         ("Network", f"{result['architecture']}, seed {result['seed']}, {result['epochs']} epochs"),
         ("Trained", f"{result['date']} in {result['seconds']} s on {result['device']}; {versions}"),
-        ("BatchNorm", f"{len(manifest.folds)} folded, {len(manifest.kept)} kept"),
+        ("BatchNorm", f"{len({record.norm for record in manifest.folds})} folded, {len(manifest.kept)} kept"),
+        ("Folding", fold_error_line(manifest.fold_error) if manifest.fold_error else "not measured"),
         ("Parity", parity_line(manifest.parity)),
         ("Licence", str(manifest.licence)),
         ("sha256", f"`{digest}`"),
@@ -62,6 +71,7 @@ def _fold_row(record: FoldRecord) -> tuple[str, ...]:
         record.norm,
         record.into,
         record.kind,
+        ", past ".join((record.place, *record.through)),
         f"{record.scale_min:.3g} … {record.scale_max:.3g}",
         f"{record.weight_max:.3g}",
         f"{FLOAT16_MAX / largest:,.0f} ×" if largest else "all 0",

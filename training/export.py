@@ -86,6 +86,8 @@ def export(trained: Trained, models: Path, name: str, *, say: Callable[[str], No
     images = real_images(trained)
     folded = _fold(trained, images)
     say(card.fold_table(folded.folds, folded.kept))
+    if folded.end_to_end is not None:
+        say(card.fold_error_line(folded.end_to_end))
     normalize = Normalize(trained.pixels.mean, trained.pixels.std)
     wanted = parity.reference(Classifier(normalize, folded.unfolded), images)
     model = to_onnx(Classifier(normalize, folded.module), example=images[:2])
@@ -182,6 +184,7 @@ def _manifest(trained: Trained, name: str, folded: Folded, seen: Parity) -> Mani
         preprocessing=spec,
         folds=folded.folds,
         kept=folded.kept,
+        fold_error=folded.end_to_end,
         batchnorm=norm_records(trained.network, trained.statistics),
         parity=seen,
         pixels=trained.pixels,

@@ -1,14 +1,27 @@
 """Work that is worth doing only while somebody waits for it."""
 
 import asyncio
+import time
 from collections.abc import Coroutine
 from typing import Any, TypeVar
 
 from starlette.requests import Request
 
-from service.errors import CallerGone
+from service.errors import CallerGone, DeadlineExceeded
 
 Result = TypeVar("Result")
+
+
+async def before(deadline: float, work: Coroutine[Any, Any, Result]) -> Result:
+    """Return what `work` gives before `deadline`, a time of `time.monotonic` in seconds. Raises DeadlineExceeded."""
+    clock = asyncio.timeout(deadline - time.monotonic())
+    try:
+        async with clock:
+            return await work
+    except TimeoutError:
+        if not clock.expired():
+            raise
+        raise DeadlineExceeded("the deadline passed before the body had arrived") from None
 
 
 async def while_connected(request: Request, work: Coroutine[Any, Any, Result]) -> Result:

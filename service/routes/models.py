@@ -1,12 +1,19 @@
 """What is served, and everything that its files say about themselves."""
 
-from fastapi import APIRouter, Request
+from typing import Annotated
+
+from fastapi import APIRouter, Query, Request
 
 from service.repository import Model
+from service.rollout import Plan
 from service.routes import ServiceDependency, choose_classifier
-from service.schemas import ModelBody, ModelDetailBody, ModelsBody
+from service.routes.access import require_predict
+from service.schemas import FlipBody, ModelBody, ModelDetailBody, ModelsBody, ServingBody, ShadowBody
+from service.shadow import Shadow
 
-router = APIRouter(tags=["models"])
+Version = Annotated[int | None, Query(ge=1, description="which version, of those that are loaded [the stable one]")]
+
+router = APIRouter(tags=["models"], dependencies=[require_predict])
 
 
 @router.get("/models")
@@ -16,9 +23,12 @@ async def list_models(service: ServiceDependency) -> ModelsBody:
 
 
 @router.get("/models/{name}")
-async def show_model(name: str, request: Request, service: ServiceDependency) -> ModelDetailBody:
+async def show_model(
+    name: str, request: Request, service: ServiceDependency, version: Version = None
+) -> ModelDetailBody:
     """Show a model: labels, preprocessing, what was folded, BatchNorm health, provenance."""
-    classifier = choose_classifier(request, service, name)
+    deployment = service.deployment(name)
+    classifier = choose_classifier(request, service, name, version)
     model = classifier.model
     described = model.manifest.model_dump(exclude={"schema_version", "name", "labels", "pixels"})
     return ModelDetailBody(
@@ -27,6 +37,31 @@ async def show_model(name: str, request: Request, service: ServiceDependency) ->
         golden_images=model.golden_images,
         golden_difference=model.golden_difference,
         certificate=classifier.certificate,
+        serving=_serving(deployment.plan),
+        shadow=None if deployment.shadow is None else _compared(deployment.shadow),
+    )
+
+
+def _serving(plan: Plan) -> ServingBody:
+    return ServingBody(
+        stable=plan.stable,
+        canary=plan.canary,
+        canary_share=plan.canary_share,
+        shadow=plan.shadow,
+        loaded=sorted(plan.versions),
+    )
+
+
+def _compared(shadow: Shadow) -> ShadowBody:
+    comparison = shadow.comparison
+    return ShadowBody(
+        version=shadow.version,
+        images=dict(comparison.outcomes),
+        flips=[
+            FlipBody(stable=label, shadow=other, count=count)
+            for (label, other), count in comparison.flips.most_common()
+        ],
+        largest_difference=comparison.differences,
     )
 
 

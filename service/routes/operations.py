@@ -17,7 +17,9 @@ router = APIRouter(tags=["operations"])
 
 LIMITS = (
     "max_body_bytes",
+    "max_bytes_in_flight",
     "max_image_pixels",
+    "max_pixels_in_flight",
     "max_images",
     "max_queue_size",
     "max_batch_size",

@@ -1,23 +1,26 @@
 """POST or PUT an image, get its label."""
 
+import hashlib
 import json
-import time
 from functools import partial
 from time import perf_counter
-from typing import Annotated
+from typing import Annotated, Literal
 
 from fastapi import APIRouter, Query, Request, Response
 
 from service.answers import predict_body
-from service.classifier import Classifier, Outcome
-from service.errors import AllImagesFailed, ServiceError
-from service.problems import slug
-from service.routes import ServiceDependency, choose_classifier
+from service.classifier import Classifier
+from service.errors import AnswerUnchanged
+from service.routes import ServiceDependency, lease
+from service.routes.access import require_predict
 from service.routes.bodies import expected_bytes, read_uploads
-from service.routes.connection import while_connected
+from service.routes.connection import before, while_connected
+from service.routes.outcomes import settle
+from service.routes.terms import HEADERS, terms_of
 from service.schemas import ImagesBody, PredictBody, PredictQuery
+from service.tracing import stage
 
-router = APIRouter(tags=["predict"])
+router = APIRouter(tags=["predict"], dependencies=[require_predict])
 
 FILE = {"type": "string", "format": "binary"}
 REQUEST_BODY = {
@@ -33,33 +36,47 @@ REQUEST_BODY = {
 }
 
 
-@router.post("/predict", response_model=PredictBody, openapi_extra={"requestBody": REQUEST_BODY})
-@router.put("/predict", response_model=PredictBody, openapi_extra={"requestBody": REQUEST_BODY})
+EXTRA = {"requestBody": REQUEST_BODY, "parameters": HEADERS}
+
+
+@router.post("/predict", response_model=PredictBody, openapi_extra=EXTRA)
+@router.put("/predict", response_model=PredictBody, openapi_extra=EXTRA)
 async def predict(request: Request, query: Annotated[PredictQuery, Query()], service: ServiceDependency) -> Response:
     """Label one image or several: a raw body, multipart parts named `file`, or base64 in JSON."""
-    classifier = choose_classifier(request, service, query.model, query.version)
-    if query.receipt:
-        classifier.check_receipts()
-    deadline = time.monotonic() + service.settings.request_timeout_s
-    classifier.check_room()
+    terms = terms_of(request.headers, service.settings)
+    with lease(request, service, query.model, query.version) as classifier:
+        if query.receipt:
+            classifier.check_receipts()
+        classifier.check_room()
+        started = perf_counter()
+        with service.receiving(expected_bytes(request, service.settings)) as correct:
+            uploads = await before(terms.deadline, read_uploads(request, service.settings))
+            correct(sum(len(upload.encoded) for upload in uploads))
+            _observe(classifier, "read", started)
+            encoded = [upload.encoded for upload in uploads]
+            work = classifier.classify(encoded, deadline=terms.deadline, priority=terms.priority)
+            outcomes = await while_connected(request, work)
+    is_whole = settle(classifier, outcomes)
     started = perf_counter()
-    with service.receiving(expected_bytes(request, service.settings)):
-        uploads = await read_uploads(request, service.settings)
-    classifier.metrics.observe("read", perf_counter() - started)
-    work = classifier.classify([upload.encoded for upload in uploads], deadline=deadline)
-    outcomes = await while_connected(request, work)
-    _settle(classifier, outcomes)
-    with classifier.metrics.timed("encode"):
-        names = [upload.filename for upload in uploads]
-        receipt = partial(classifier.receipt, key=service.receipt_key) if query.receipt else None
-        body = predict_body(classifier.model, names, outcomes, k=query.top_k, with_logits=query.logits, receipt=receipt)
-        return Response(json.dumps(body, ensure_ascii=False), media_type="application/json")
+    names = [upload.filename for upload in uploads]
+    receipt = partial(classifier.receipt, key=service.receipt_key) if query.receipt else None
+    body = predict_body(classifier.model, names, outcomes, k=query.top_k, with_logits=query.logits, receipt=receipt)
+    content = json.dumps(body, ensure_ascii=False).encode()
+    headers = {"etag": _checked_tag(content, request)} if is_whole and classifier.shares else {}
+    _observe(classifier, "encode", started)
+    return Response(content, headers=headers, media_type="application/json")
 
 
-def _settle(classifier: Classifier, outcomes: list[Outcome]) -> None:
-    """Count the outcomes. Raises the error of a lone bad image, AllImagesFailed where all of several are bad."""
-    errors = [outcome for outcome in outcomes if isinstance(outcome, ServiceError)]
-    for outcome in outcomes:
-        classifier.metrics.outcome(slug(outcome) if isinstance(outcome, ServiceError) else "ok")
-    if len(errors) == len(outcomes):
-        raise errors[0] if len(errors) == 1 else AllImagesFailed(errors)
+def _observe(classifier: Classifier, name: Literal["read", "encode"], started: float) -> None:
+    seconds = perf_counter() - started
+    classifier.metrics.observe(name, seconds)
+    stage(name, seconds)
+
+
+def _checked_tag(content: bytes, request: Request) -> str:
+    """Return the answer's strong entity tag. Raises AnswerUnchanged where If-None-Match has it (RFC 9110, 13.1.2)."""
+    tag = f'"{hashlib.sha256(content).hexdigest()[:32]}"'
+    held = request.headers.get("if-none-match", "")
+    if held and tag in [one.strip().removeprefix("W/") for one in held.split(",")]:
+        raise AnswerUnchanged(f"the answer is still the one with the entity tag {tag}")
+    return tag

@@ -1,6 +1,5 @@
 """Replays a receipt: the same image alone at the reference shape, and do the bits agree?"""
 
-import time
 from typing import Annotated, Literal
 
 from fastapi import APIRouter, Query, Request
@@ -9,12 +8,14 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from service.classifier import Classifier
 from service.errors import MalformedRequest, NotComparable, ServiceError
 from service.independence.receipts import Receipt, logits_digest, pixels_digest
-from service.routes import ServiceDependency, choose_classifier
+from service.routes import ServiceDependency, lease
+from service.routes.access import require_predict
 from service.routes.bodies import expected_bytes, read_receipt_and_file
-from service.routes.connection import while_connected
+from service.routes.connection import before, while_connected
+from service.routes.terms import HEADERS, terms_of
 from service.schemas import VerifyBody
 
-router = APIRouter(tags=["predict"])
+router = APIRouter(tags=["predict"], dependencies=[require_predict])
 
 FORM = {
     "type": "object",
@@ -30,17 +31,18 @@ class NoParameters(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
 
-@router.post("/verify", openapi_extra={"requestBody": REQUEST_BODY})
+@router.post("/verify", openapi_extra={"requestBody": REQUEST_BODY, "parameters": HEADERS})
 async def verify(request: Request, _: Annotated[NoParameters, Query()], service: ServiceDependency) -> VerifyBody:
     """Run the image of a receipt again, alone, and compare pixels and bits. A replay does not prove who answered."""
-    deadline = time.monotonic() + service.settings.request_timeout_s
-    with service.receiving(expected_bytes(request, service.settings)):
-        text, encoded = await read_receipt_and_file(request, service.settings)
-    receipt = _parse(text)
-    classifier = choose_classifier(request, service, receipt.model, receipt.version)
-    _check_comparable(receipt, classifier)
-    work = classifier.classify([encoded], deadline=deadline, is_replay=True)
-    (outcome,) = await while_connected(request, work)
+    terms = terms_of(request.headers, service.settings)
+    with service.receiving(expected_bytes(request, service.settings)) as correct:
+        text, encoded = await before(terms.deadline, read_receipt_and_file(request, service.settings))
+        correct(len(encoded))
+        receipt = _parse(text)
+        with lease(request, service, receipt.model, receipt.version) as classifier:
+            _check_comparable(receipt, classifier)
+            work = classifier.classify([encoded], deadline=terms.deadline, priority=terms.priority, is_replay=True)
+            (outcome,) = await while_connected(request, work)
     if isinstance(outcome, ServiceError):
         raise outcome
     same_pixels = pixels_digest(outcome.pixels) == receipt.pixels

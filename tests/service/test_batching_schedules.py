@@ -50,6 +50,9 @@ class Silent:
     def dropped(self, reason):
         pass
 
+    def shared(self):
+        pass
+
 
 async def call(batcher, item: Item) -> str:
     within_s = 0.001 if item.kind == "late" else 60

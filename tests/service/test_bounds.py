@@ -98,7 +98,7 @@ def test_an_image_that_waits_to_be_decoded_past_its_deadline_is_answered_and_nev
 
     async def scenario():
         async with running(small(models, decode_threads=1, request_timeout_s=0.2), Engines()) as client:
-            decoders = client._transport.app.state.service.classifier()._decoders
+            decoders = client._transport.app.state.service.classifier()._decoders._threads
             decoders.submit(release.wait, 30)
             try:
                 late = await asyncio.wait_for(client.post("/predict", content=IMAGE), 10)
@@ -110,7 +110,7 @@ def test_an_image_that_waits_to_be_decoded_past_its_deadline_is_answered_and_nev
     late, metrics = asyncio.run(scenario())
 
     assert_problem(late, 504, "deadline-exceeded")
-    assert 'foldserve_stage_duration_seconds_count{model="tiny",stage="decode"} 0.0' in metrics
+    assert 'foldserve_stage_duration_seconds_count{model="tiny",stage="decode",version="1"} 0.0' in metrics
 
 
 def test_a_request_that_is_being_decoded_when_the_service_stops_is_answered(models):
@@ -120,7 +120,7 @@ def test_a_request_that_is_being_decoded_when_the_service_stops_is_answered(mode
         async with running(small(models, decode_threads=1), Engines()) as client:
             service = client._transport.app.state.service
             batcher = service.classifier()._batcher
-            service.classifier()._decoders.submit(release.wait, 30)
+            service.classifier()._decoders._threads.submit(release.wait, 30)
             asked = asyncio.create_task(client.post("/predict", content=IMAGE))
             await until(lambda: batcher.admitted == 1, "the image is let in")
             stopping = asyncio.create_task(service.stop())
@@ -151,7 +151,8 @@ def test_a_surprise_in_one_image_fails_it_alone_and_its_neighbours_stay_admitted
     async def scenario():
         async with running(small(models, request_timeout_s=30), engines) as client:
             classifier = client._transport.app.state.service.classifier()
-            classifier._decoders, real = Surprising(2), classifier._decoders
+            decoders = classifier._decoders
+            decoders._threads, real = Surprising(2), decoders._threads
             engines.opened[0].close_gate()
             files = [("file", ("x.png", content)) for content in FILES]
             asked = asyncio.create_task(client.post("/predict", files=files))
@@ -159,8 +160,8 @@ def test_a_surprise_in_one_image_fails_it_alone_and_its_neighbours_stay_admitted
             admitted = classifier._batcher.admitted
             engines.opened[0].gate.set()
             response = await asked
-            classifier._decoders.shutdown()
-            classifier._decoders = real
+            decoders._threads.shutdown()
+            decoders._threads = real
             return admitted, response, classifier._batcher.admitted
 
     during, response, after = asyncio.run(scenario())

@@ -112,6 +112,10 @@ def test_every_wrong_value_is_told():
             {"max_body_bytes": 10, "max_bytes_in_flight": 9},
             r"max_body_bytes \(10\) may not .* max_bytes_in_flight \(9\)",
         ),
+        (
+            {"max_image_pixels": 10, "max_pixels_in_flight": 9},
+            r"max_image_pixels \(10\) may not .* max_pixels_in_flight \(9\)",
+        ),
     ],
 )
 def test_limits_under_which_no_request_of_the_largest_size_could_pass_are_one_line(flags, words):
@@ -143,3 +147,12 @@ def test_every_setting_has_a_description_and_all_but_secrets_a_flag():
 
 def test_cores_are_those_that_this_process_may_use():
     assert cpu_count() >= 1
+
+
+def test_a_setting_that_is_on_by_default_can_be_switched_off_by_a_flag():
+    parser = argparse.ArgumentParser()
+    commands.register(parser.add_subparsers())
+
+    flags = [vars(parser.parse_args(["serve", *words]))["share_identical"] for words in ([], ["--no-share-identical"])]
+
+    assert flags == [None, False]

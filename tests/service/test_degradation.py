@@ -127,7 +127,7 @@ async def value(client, name: str, **labels: str) -> float:
 
 
 async def checks(client, verdict: str) -> float:
-    return await value(client, "foldserve_spot_checks_total", model="tiny", verdict=verdict)
+    return await value(client, "foldserve_spot_checks_total", model="tiny", version="1", verdict=verdict)
 
 
 async def until_checked(client, count: int) -> None:
@@ -143,7 +143,7 @@ async def assert_degraded_and_said_so(client) -> None:
     ready = await client.get("/readyz")
     assert (ready.status_code, ready.json()) == (200, {"status": "degraded"}), "503 would eject a whole fleet"
     assert (await client.get("/info")).json()["models"]["tiny"]["degraded"] is True
-    assert await value(client, "foldserve_degraded", model="tiny") == 1
+    assert await value(client, "foldserve_degraded", model="tiny", version="1") == 1
     assert "\nfoldserve_ready 1.0\n" in (await client.get("/metrics")).text
 
 
@@ -156,7 +156,7 @@ def test_an_engine_that_flips_a_bit_in_crowds_is_caught_and_runs_alone_from_then
             favour_company(classifier)
             lone = [bits(await client.post("/predict", **files_of([index])))[0] for index in range(LARGEST)]
             await until_checked(client, LARGEST)
-            assert await value(client, "foldserve_degraded", model="tiny") == 0
+            assert await value(client, "foldserve_degraded", model="tiny", version="1") == 0
             assert (await client.get("/readyz")).json() == {"status": "ready"}
             engine.twist = flip_in_crowds
             wrong = await crowd_of(client, engine, classifier)
@@ -229,7 +229,9 @@ def test_a_sound_engine_is_checked_and_never_degraded(models):
             for index in range(5):
                 await client.post("/predict", **files_of([index]))
                 await until_checked(client, index + 1)
-            return (await client.get("/readyz")).json(), await value(client, "foldserve_degraded", model="tiny")
+            return (await client.get("/readyz")).json(), await value(
+                client, "foldserve_degraded", model="tiny", version="1"
+            )
 
     assert asyncio.run(scenario()) == ({"status": "ready"}, 0)
 

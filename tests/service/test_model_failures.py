@@ -75,7 +75,7 @@ def test_a_surprise_is_a_problem_document_and_is_counted(models, caplog):
 
     assert "division" not in json.dumps(assert_problem(surprised, 500, "internal"))
     assert "division by zero" in caplog.text
-    assert 'code="500",route="/surprise"' in metrics
+    assert 'code="500",reason="internal",route="/surprise"' in metrics
 
 
 def test_a_caller_that_hangs_up_costs_no_run(models):

@@ -163,8 +163,9 @@ def test_the_api_document_tells_every_form_of_a_request(ask):
     for operation in predict.values():
         forms = set(operation["requestBody"]["content"])
         assert {"image/*", "application/octet-stream", "multipart/form-data", "application/json"} == forms
-        names = {parameter["name"] for parameter in operation["parameters"]}
-        assert names == {"model", "version", "top_k", "logits", "receipt"}
+        names = {(parameter["in"], parameter["name"]) for parameter in operation["parameters"]}
+        queries = {("query", name) for name in ("model", "version", "top_k", "logits", "receipt")}
+        assert names == queries | {("header", f"X-Request-{name}") for name in ("Timeout-Ms", "Priority", "Id")}
         assert {"400", "404", "408", "413", "415", "422", "429", "503", "504"} <= set(operation["responses"])
 
 

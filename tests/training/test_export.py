@@ -198,7 +198,7 @@ def test_a_batchnorm_that_stays_is_in_the_graph_and_in_the_manifest(tmp_path: Pa
             self.conv, self.norm, self.head = nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Linear(4, 10)
 
         def forward(self, images):
-            features = self.norm(torch.relu(self.conv(images)))
+            features = torch.relu(self.norm(torch.relu(self.conv(images))))
             return self.head(features.mean((2, 3)))
 
     torch.manual_seed(0)

@@ -1,0 +1,102 @@
+"""What is said of each request: its id, its count, its log line, its trace. One bare ASGI layer around the app."""
+
+import logging
+import re
+import secrets
+from collections.abc import Callable, Iterable
+from time import perf_counter
+from typing import Literal
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from service.logs import FIELDS, REQUEST, RequestNames
+from service.metrics import Metrics
+from service.tracing import Tracing
+
+REASON = "foldserve.reason"  # in the scope: the name of the problem that is the answer
+REQUEST_ID = re.compile(rb"[A-Za-z0-9._:/+=@-]{1,128}")
+TRACE_PARENT = re.compile(rb"(?!ff)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}(-.*)?")
+
+HeadersOf = Callable[[Scope], Iterable[tuple[bytes, bytes]]]
+Which = Literal["none", "errors", "all"]
+logger = logging.getLogger(__name__)
+
+
+class ObserveRequests:
+    """Names, counts, logs and traces every request; `headers_of` says what else its answer names.
+
+    Starlette's own kind of layer costs more than the answer.
+    """
+
+    def __init__(
+        self, app: ASGIApp, metrics: Metrics, tracing: Tracing, log_requests: Which, headers_of: HeadersOf
+    ) -> None:
+        self._app = app
+        self._metrics = metrics
+        self._tracing = tracing
+        self._headers_of = headers_of
+        self._is_told = {"none": _never, "errors": _is_our_fault, "all": _always}[log_requests]
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        names = names_of(scope["headers"])
+        scope[REQUEST.name] = names
+        token = REQUEST.set(names)
+        started = perf_counter()
+
+        async def observing_send(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                more = (*self._headers_of(scope), (b"x-request-id", names.request_id.encode()))
+                message = {**message, "headers": [*message.get("headers", ()), *more]}
+                self._tell(scope, message["status"], perf_counter() - started)
+            await send(message)
+
+        try:
+            with self._tracing.request(scope):
+                await self._app(scope, receive, observing_send)
+        finally:
+            REQUEST.reset(token)
+
+    def _tell(self, scope: Scope, status: int, seconds: float) -> None:
+        route, reason = route_of(scope), scope.get(REASON, "ok")
+        self._metrics.request(route, status, reason)
+        self._tracing.answered(route, status, reason)
+        if self._is_told(status):
+            fields = {"method": scope["method"], "route": route, "status": status, "reason": reason}
+            fields["milliseconds"] = round(1000 * seconds, 3)
+            text = "%s %s %d %s in %.1f ms"
+            values = (scope["method"], route, status, reason, 1000 * seconds)
+            logger.log(logging.ERROR if _is_our_fault(status) else logging.INFO, text, *values, extra={FIELDS: fields})
+
+
+def _is_our_fault(status: int) -> bool:
+    return status >= 500 and status != 503  # not ready is a state, and its probes would fill the log
+
+
+def _always(_: int) -> bool:
+    return True
+
+
+def _never(_: int) -> bool:
+    return False
+
+
+def route_of(scope: Scope) -> str:
+    """Return the route's pattern, never the path that was sent, which may hold anything."""
+    return str(getattr(scope.get("route"), "path", "unmatched"))
+
+
+def names_of(headers: list[tuple[bytes, bytes]]) -> RequestNames:
+    """Return the id that the caller gave, or a new one, and the trace id of a sound `traceparent` (W3C, level 1)."""
+    sent, parent = b"", b""
+    for name, value in headers:
+        if name == b"x-request-id":
+            sent = value
+        elif name == b"traceparent":
+            parent = value
+    request_id = sent.decode() if REQUEST_ID.fullmatch(sent) else secrets.token_hex(16)
+    trace = TRACE_PARENT.fullmatch(parent)
+    return RequestNames(request_id, trace[1].decode() if trace else None)

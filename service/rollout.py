@@ -1,0 +1,104 @@
+"""Which versions of a model are served, and as what: models/<name>/serving.json, or what an administrator asks for.
+
+    {"stable": 3, "canary": 4, "canary_share": 0.05, "shadow": 5, "also": [2]}
+
+Every entry may be left out: stable is then the highest version that is neither canary nor shadow.
+"""
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from service.artifact import versions
+from service.errors import ArtifactError
+
+SERVING_FILE = "serving.json"
+
+
+class Rollout(BaseModel):
+    """What is asked for; `plan` makes it complete."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    stable: int | None = Field(None, ge=1, description="version that answers")
+    canary: int | None = Field(None, ge=1, description="version that answers a share of the requests in its place")
+    canary_share: float = Field(0.0, ge=0, le=1, description="that share, 0 to 1")
+    shadow: int | None = Field(
+        None, ge=1, description="version that gets the same images; it is compared, never answered"
+    )
+    also: tuple[int, ...] = Field((), description="versions that answer only who asks for them with ?version=")
+
+    def plan(self, present: list[int]) -> "Plan":
+        """Return the plan for the versions that are there, ascending.
+
+        Raises ArtifactError when one is missing, or none is left to be stable.
+        """
+        others = [version for version in present if version not in {self.canary, self.shadow}]
+        stable = self.stable if self.stable is not None else max(others, default=None)
+        if stable is None:
+            raise ArtifactError("there is no version left to be stable")
+        plan = Plan(stable, self.canary, self.canary_share, self.shadow, frozenset(self.also))
+        if missing := sorted(plan.versions - set(present)):
+            raise ArtifactError(f"version {', '.join(map(str, missing))} is not there; there are {present}")
+        if stable in {self.canary, self.shadow}:
+            raise ArtifactError(f"version {stable} cannot be stable and canary or shadow at once")
+        return plan
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Which versions are loaded, and which of them answers whom."""
+
+    stable: int
+    canary: int | None = None
+    canary_share: float = 0.0
+    shadow: int | None = None
+    also: frozenset[int] = frozenset()
+
+    @property
+    def versions(self) -> frozenset[int]:
+        """All versions that must be loaded."""
+        named = {self.stable, self.canary, self.shadow} - {None}
+        return frozenset(version for version in named if version is not None) | self.also
+
+    def choose(self, request_id: str) -> int:
+        """Return the version that answers: a function of the request's id alone, so the same id gets the same one."""
+        if self.canary is None:
+            return self.stable
+        place = int.from_bytes(hashlib.sha256(request_id.encode()).digest()[:8]) / 2**64  # uniform in 0 to 1
+        return self.canary if place < self.canary_share else self.stable
+
+
+def read_rollout(folder: Path) -> Rollout:
+    """Read models/<name>/serving.json; without that file, all is left to the defaults. Raises ArtifactError."""
+    path = folder / SERVING_FILE
+    try:
+        return Rollout.model_validate_json(path.read_bytes())
+    except FileNotFoundError:
+        return Rollout()
+    except OSError as error:
+        raise ArtifactError(f"{path} cannot be read: {error.strerror}") from None
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise ArtifactError(f"{path}: {where or 'JSON'}: {first['msg']}") from None
+
+
+def stamp_of(folder: Path) -> tuple[tuple[str, int, int, int], ...]:
+    """Return name, size, time of change and inode of every file in a folder: equal where nothing was written."""
+    try:
+        found = [(entry.name, entry.stat()) for entry in sorted(folder.iterdir()) if entry.is_file()]
+    except OSError:  # it went while it was looked at
+        return ()
+    return tuple((name, stat.st_size, stat.st_mtime_ns, stat.st_ino) for name, stat in found)
+
+
+Stamp = tuple[tuple[str, int, int, int], ...]
+Snapshot = tuple[tuple[int, Stamp], ...]
+
+
+def snapshot_of(folder: Path) -> Snapshot:
+    """Return the stamps of a model's folder, as version 0, and of all its versions."""
+    return ((0, stamp_of(folder)), *((version, stamp_of(folder / str(version))) for version in versions(folder)))

@@ -1,0 +1,113 @@
+"""The repository calls of the Open Inference Protocol: for administrators alone, and safe in what they take."""
+
+import asyncio
+
+import pytest
+from PIL import Image
+from support import Engines, TinyModel, assert_problem, encode, random_pixels, running
+
+from service.config import Settings
+from service.security import make_key, write_keys
+
+IMAGE = encode(Image.fromarray(random_pixels(1, seed=81)[0]), "PNG")
+BASE = "/v2/repository"
+
+
+@pytest.fixture
+def asked(tmp_path):
+    """A function that sends calls, one after another, to a service with versions 1 and 2 and an admin key."""
+    models = tmp_path / "models"
+    for version in (1, 2):
+        TinyModel(seed=version).write(models, version)
+    (models / "tiny" / "serving.json").write_text('{"stable": 1}')
+    key, stored = make_key("admin", "root")
+    write_keys(tmp_path / "keys", [stored])
+
+    def ask(*calls, with_key: bool = True) -> list:
+        async def scenario():
+            settings = Settings(models=models, device="cpu", api_keys_file=tmp_path / "keys", public_predict=True)
+            async with running(settings, Engines()) as client:
+                headers = {"authorization": f"Bearer {key}"} if with_key else {}
+                client.headers.update(headers)
+                return [await client.post(url, **options) for url, options in calls]
+
+        return asyncio.run(asyncio.wait_for(scenario(), 60))
+
+    return ask
+
+
+def load(**parameters) -> tuple[str, dict]:
+    return f"{BASE}/models/tiny/load", {"json": {"parameters": parameters}}
+
+
+PREDICT = ("/predict", {"content": IMAGE})
+INDEX = (f"{BASE}/index", {})
+UNLOAD = (f"{BASE}/models/tiny/unload", {"json": {"parameters": {"unload_dependents": False}}})
+
+
+def rows(response) -> dict[str, str]:
+    return {row["version"]: row["state"] for row in response.json()}
+
+
+def test_the_index_shows_every_version_and_which_are_loaded(asked):
+    everything, ready = asked(INDEX, (INDEX[0], {"json": {"ready": True}}))
+
+    assert everything.json() == [
+        {"name": "tiny", "version": "1", "state": "READY", "reason": ""},
+        {"name": "tiny", "version": "2", "state": "UNAVAILABLE", "reason": "not loaded"},
+    ]
+    assert rows(ready) == {"1": "READY"}
+
+
+def test_a_load_without_parameters_follows_the_folder_and_with_a_version_that_one(asked):
+    _, to_two, _, after, _, back = asked(PREDICT, load(version=2), INDEX, PREDICT, (load()[0], {}), PREDICT)
+
+    assert to_two.status_code == 200
+    assert after.json()["version"] == 2
+    assert back.json()["version"] == 1
+
+
+def test_a_canary_and_a_shadow_can_be_set_by_a_call(asked):
+    loaded, answer, shadowed, index = asked(
+        load(canary=2, canary_share=1.0), PREDICT, load(shadow=2, colour="red"), INDEX
+    )
+
+    assert loaded.status_code == 200
+    assert answer.json()["version"] == 2
+    assert_problem(shadowed, 400, "malformed-request")
+    assert rows(index) == {"1": "READY", "2": "READY"}
+
+
+def test_an_unloaded_model_answers_404_until_it_is_loaded(asked):
+    statuses = [response.status_code for response in asked(UNLOAD, PREDICT, UNLOAD, load(), PREDICT)]
+
+    assert statuses == [200, 404, 404, 200, 200]
+
+
+def test_a_load_that_fails_is_a_conflict_that_says_why_and_changes_nothing(asked):
+    failed, answer = asked(load(version=7), PREDICT)
+
+    assert "version 1 is served still" in assert_problem(failed, 409, "load-failed")["detail"]
+    assert answer.json()["version"] == 1
+
+
+@pytest.mark.parametrize("name", ["nobody", "..", "%2e%2e", "..%2f..%2fetc", "tiny%00", "a" * 500])
+def test_no_name_reaches_outside_of_the_repository(asked, name):
+    (response,) = asked((f"{BASE}/models/{name}/load", {}))
+
+    assert response.status_code == 404
+
+
+@pytest.mark.parametrize("body", [b"[]", b"{", b'{"parameters": {"config": "{}"}}', b'{"parameters": {"version": 0}}'])
+def test_a_body_that_is_not_of_the_documented_form_is_refused(asked, body):
+    (response,) = asked((load()[0], {"content": body, "headers": {"content-type": "application/json"}}))
+
+    assert_problem(response, 400, "malformed-request")
+
+
+@pytest.mark.parametrize("call", [INDEX, load(), UNLOAD], ids=lambda call: call[0])
+def test_without_an_admin_key_nothing_can_be_seen_or_changed(asked, call):
+    refused, answer = asked(call, PREDICT, with_key=False)
+
+    assert_problem(refused, 401, "not-authenticated")
+    assert answer.json()["version"] == 1
