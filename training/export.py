@@ -140,8 +140,9 @@ def check_name(name: str) -> None:
 
 def real_images(trained: Trained) -> NDArray[np.uint8]:
     """Return at least FEWEST_IMAGES images of the data set, test images first, uint8 (N, height, width, channels)."""
-    parts = [trained.dataset.test.images, trained.dataset.validation.images, trained.dataset.training.images]
-    images = np.concatenate(parts)[: parity.FEWEST_IMAGES]
+    parts = (trained.dataset.test, trained.dataset.validation, trained.dataset.training)
+    chosen = [part.images[: parity.FEWEST_IMAGES] for part in parts]  # files are decoded here, so only what is needed
+    images: NDArray[np.uint8] = np.concatenate(chosen)[: parity.FEWEST_IMAGES]
     if len(images) < parity.FEWEST_IMAGES:
         raise ExportRefused(f"the check needs {parity.FEWEST_IMAGES} real images, the data set has {len(images)}")
     return images
@@ -207,13 +208,7 @@ def _fold(trained: Trained, images: NDArray[np.uint8]) -> Folded:
 
 
 def _manifest(trained: Trained, name: str, folded: Folded, seen: Parity) -> Manifest:
-    _, height, width, channels = trained.dataset.training.images.shape
-    spec = Preprocessing(
-        mode="L" if channels == 1 else "RGB",
-        size=(height, width),
-        mean=trained.pixels.mean,
-        std=trained.pixels.std,
-    )
+    spec = trained.dataset.preprocessing.model_copy(update={"mean": trained.pixels.mean, "std": trained.pixels.std})
     return Manifest(
         name=name,
         labels=trained.dataset.labels,
@@ -221,7 +216,7 @@ def _manifest(trained: Trained, name: str, folded: Folded, seen: Parity) -> Mani
         folds=folded.folds,
         kept=folded.kept,
         fold_error=folded.end_to_end,
-        batchnorm=norm_records(trained.network),
+        batchnorm=norm_records(trained.network, trained.statistics),
         parity=seen,
         pixels=trained.pixels,
         training=trained.result,
