@@ -29,7 +29,8 @@ from training.architectures import ARCHITECTURES, build
 from training.batches import Batches, training_batches
 from training.config import TrainConfig, data_folders
 from training.learner import Learner
-from training.loop import Normalize, arithmetic, build_optimizer, choose_device
+from training.loop import Normalize, arithmetic, choose_device
+from training.optimization import build_optimizer
 from training.presets import preset
 from training.run import train
 
@@ -108,7 +109,7 @@ def fresh(config: TrainConfig, size: int, channels: int, device: torch.device) -
 def our_loop(config: TrainConfig, data: Batches, size: int, channels: int) -> Callable[[], None]:
     """Return an epoch as training runs it: guard, autocast, clipping where configured, sums."""
     model = fresh(config, size, channels, data.device)
-    learner = Learner(model, build_optimizer(model, config), config, arithmetic=arithmetic(config, data.device))
+    learner = Learner(model, build_optimizer(config, model), config, arithmetic=arithmetic(config, data.device))
 
     def run() -> None:
         for _, micro in training_batches(data, config, 1):
@@ -120,7 +121,7 @@ def our_loop(config: TrainConfig, data: Batches, size: int, channels: int) -> Ca
 def bare_loop(config: TrainConfig, data: Batches, size: int, channels: int) -> Callable[[], None]:
     """Return the shortest loop that does the same: slice, forward, loss, backward, step, and the loss read once."""
     model = fresh(config, size, channels, data.device)
-    optimizer = build_optimizer(model, config)
+    optimizer = build_optimizer(config, model)
     kind = arithmetic(config, data.device)
 
     def run() -> None:

@@ -4,6 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from training import reporting_commands
 from training.config import TrainConfig, launched_processes, parse_assignments, prepare_arithmetic, read_config_file
 from training.errors import UsageError
 from training.presets import PRESETS, preset
@@ -15,6 +16,7 @@ def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     """Add the subcommands to the command line."""
     _register_train(subparsers)
     _register_export(subparsers)
+    reporting_commands.register(subparsers)
     presets = subparsers.add_parser("presets", help="list the training presets", description="List the presets.")
     presets.set_defaults(run=_presets)
 

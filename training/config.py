@@ -22,6 +22,9 @@ CHOICES = {
     "mode": ("auto", "L", "RGB"),
     "resize": ("exact", "shorter_side"),
     "domains": ("union", "batches", "separate"),
+    "norm": ("batch", "layer", "group", "none"),
+    "optimizer": ("sgd", "adamw", "adagrad"),
+    "schedule": ("linear", "cosine", "one_cycle", "exponential", "constant"),
 }
 
 RANGES = {  # at least the first, less than the second
@@ -31,8 +34,16 @@ RANGES = {  # at least the first, less than the second
     "warmup_share": (0, 1),
     "momentum": (0, 1),
     "weight_decay": (0, math.inf),
+    "beta2": (0, 1),
+    "accumulator": (0, math.inf),
+    "decay_rate": (1e-9, 1 + 1e-9),
+    "decay_steps": (1, math.inf),
+    "l1": (0, math.inf),
+    "l2": (0, math.inf),
+    "dropout": (0, 1),
     "label_smoothing": (0, 1),
     "bn_momentum": (1e-9, 1 + 1e-9),
+    "bn_eps": (0, 1),
     "translate": (0, math.inf),
     "rotate": (0, 360),
     "scale": (0, 1),
@@ -71,10 +82,23 @@ class TrainConfig:
     batch_size: int = 128
     learning_rate: float = 0.1  # the peak
     warmup_share: float = 0.2  # of all steps, in which the learning rate climbs to the peak
-    momentum: float = 0.9
+    schedule: str = "linear"  # or cosine, one_cycle, exponential, constant
+    decay_rate: float = 0.95  # of the exponential schedule, every decay_steps
+    decay_steps: int = 1000
+    optimizer: str = "sgd"  # or adamw, adagrad
+    momentum: float = 0.9  # Nesterov's in sgd, beta 1 in adamw
+    beta2: float = 0.999  # of adamw
+    accumulator: float = 0.0  # where adagrad's starts; 0.1 in TensorFlow
     weight_decay: float = 5e-4  # on weights of convolutions and linear layers alone
+    decoupled: bool = False  # decay beside the gradient, not as part of it; adamw always does
+    l1: float = 0.0  # penalty in the loss, times the sum of |w|
+    l2: float = 0.0  # penalty in the loss, times half the sum of w²
+    dropout: float = 0.0  # share dropped before the last layer: 1 - TensorFlow's keep
     label_smoothing: float = 0.0
+    norm: str = "batch"  # or layer, group, none
     bn_momentum: float = 0.1
+    bn_eps: float = 1e-5
+    standardise: bool = True  # pixels by mean and deviation of the training images; otherwise scaled to 0–1 alone
     translate: float = 0.0  # largest random shift of a training image, pixels
     rotate: float = 0.0  # largest random turn, degrees
     scale: float = 0.0  # largest random stretch, share of the size
@@ -110,7 +134,8 @@ class TrainConfig:
         """Raise UsageError for values that cannot be meant."""
         for name, allowed in CHOICES.items():
             if getattr(self, name) not in allowed:
-                raise UsageError(f"{name} = {getattr(self, name)}: expected one of {', '.join(allowed)}")
+                given = getattr(self, name)
+                raise UsageError(f"{name} = {given}{nearest(given, allowed)}: expected one of {', '.join(allowed)}")
         for name, (low, high) in RANGES.items():
             if not low <= getattr(self, name) < high:
                 below = "" if high == math.inf else f" and less than {high:g}"

@@ -29,12 +29,13 @@ from training.checkpoint import (
 from training.config import TrainConfig
 from training.errors import RunError
 from training.learner import Learner
-from training.loop import Score, Tally, continue_epoch, evaluate, learning_rate
+from training.loop import Score, Tally, continue_epoch, evaluate
 from training.normalization.domains import activate, active
 from training.normalization.layers import Statistics
 from training.normalization.population import estimate
 from training.normalization.running import correction
 from training.normalization.synchronized import merge_processes, merge_running_statistics
+from training.optimization import learning_rate
 from training.report import EpochRow, Recorder, recorder
 
 BEST_FILE = "best.safetensors"
@@ -142,13 +143,14 @@ class Fit:
         """Validate, record, keep: `best` where it is one, then `last`, which makes the epoch count."""
         with self._to_keep() as statistics:
             held_out = self._validate()
+            steps = epoch_steps(self.training, self.config)
             row = EpochRow(
                 epoch=epoch,
                 train_loss=score.loss,
                 train_accuracy=score.accuracy,
                 validation_loss=held_out.loss,
                 validation_accuracy=held_out.accuracy,
-                learning_rate=learning_rate(self.config, epoch / self.config.epochs),
+                learning_rate=learning_rate(self.config, epoch * steps, self.config.epochs * steps),
                 images_per_second=rate * distributed.world_size(),
                 seconds=seconds + perf_counter() - started,
             )

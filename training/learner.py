@@ -20,6 +20,7 @@ from training.config import TrainConfig
 from training.errors import RunError
 from training.normalization.domains import activate
 from training.normalization.running import StatisticsKeeper
+from training.optimization import penalty
 
 MOST_SKIPPED = 20  # steps in a row; the loss scale has then been halved as often, from 65,536 to below 1
 
@@ -83,6 +84,7 @@ class Learner:
                 logits = self._parallel(batch.images)
             smoothing = self.config.label_smoothing
             loss = functional.cross_entropy(logits.float(), batch.targets, label_smoothing=smoothing)
+            loss = loss + penalty(self.config, self.network)
             if not self._all_finite(loss):
                 self._keeper.restore()
                 return None

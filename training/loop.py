@@ -20,6 +20,7 @@ from training.config import TrainConfig
 from training.errors import UsageError
 from training.learner import Learner
 from training.normalization.running import correction, freeze_statistics
+from training.optimization import build_schedule
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,42 +77,6 @@ def choose_precision(requested: str, device: torch.device) -> str:
     return "bfloat16" if is_native else "float32"
 
 
-def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.SGD:
-    """Return SGD with Nesterov momentum. Weight decay spares biases and BatchNorm's γ and β: they are vectors."""
-    parameters = list(model.parameters())
-    groups = [
-        {"params": [one for one in parameters if one.ndim > 1], "weight_decay": config.weight_decay},
-        {"params": [one for one in parameters if one.ndim <= 1], "weight_decay": 0.0},
-    ]
-    return torch.optim.SGD(groups, lr=config.learning_rate, momentum=config.momentum, nesterov=config.momentum > 0)
-
-
-def learning_rate(config: TrainConfig, progress: float) -> float:
-    """Return the rate at `progress` (0 to 1): from a 25th of the peak up to it, then down to 0, both in a line."""
-    if progress < config.warmup_share:
-        return config.learning_rate * (1 + 24 * progress / config.warmup_share) / 25
-    return config.learning_rate * (1 - progress) / (1 - config.warmup_share)
-
-
-@dataclass(frozen=True, slots=True)
-class Schedule:
-    """Sets the learning rate of a step, counted from 0 over all epochs; it has no state to save."""
-
-    config: TrainConfig
-    optimizer: torch.optim.Optimizer
-    steps: int  # of all epochs
-
-    def at(self, step: int) -> None:
-        """Give every parameter group the rate of a step."""
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(self.config, step / self.steps)
-
-
-def build_schedule(config: TrainConfig, optimizer: torch.optim.Optimizer, steps: int) -> Schedule:
-    """Return the schedule over `steps` optimizer steps."""
-    return Schedule(config, optimizer, steps)
-
-
 @dataclass(slots=True)
 class Tally:
     """Sums over the images of an epoch so far, and the steps that they took."""
@@ -151,7 +116,7 @@ def continue_epoch(
     """Train what is left of an epoch after `tally.step` steps, which `tally` goes on to count."""
     config = learner.config
     steps = epoch_steps(batches, config)
-    schedule = build_schedule(config, learner.optimizer, config.epochs * steps)
+    schedule = build_schedule(config, learner.optimizer, steps)
     is_frozen = 0 < config.freeze_statistics_from <= epoch
     learner.model.train()
     if is_frozen:
@@ -159,7 +124,7 @@ def continue_epoch(
     started = perf_counter()
     for step, micro in training_batches(batches, config, epoch, tally.step):
         torch.manual_seed(seed_of(config.seed, epoch, step, distributed.rank()))  # dropout and the like
-        schedule.at((epoch - 1) * steps + step)
+        schedule.apply((epoch - 1) * steps + step)
         with correction(learner.network, is_on=True) if is_frozen and config.bn_bias_correction else nullcontext():
             outcome = learner.step(micro, epoch)
         tally.step, tally.images = step + 1, tally.images + outcome.images

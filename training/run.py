@@ -21,11 +21,12 @@ from training.distributed import processes
 from training.errors import DataError, RunError, UsageError
 from training.fitting import BEST_FILE, LAST_FILE, Fit
 from training.learner import Learner
-from training.loop import Normalize, arithmetic, build_optimizer, choose_device
+from training.loop import Normalize, arithmetic, choose_device
 from training.normalization.domains import of_domain, separate
 from training.normalization.layers import Statistics
 from training.normalization.running import freeze_affine
 from training.normalization.synchronized import synchronize
+from training.optimization import build_optimizer
 from training.outcome import opening_line, result_of
 from training.report import METRICS_FILE, RESULT_FILE, read_result, write_result
 
@@ -115,7 +116,7 @@ def prepare(config: TrainConfig, dataset: Dataset, device: torch.device) -> tupl
     _check_shares(config)
     torch.use_deterministic_algorithms(config.deterministic)
     torch.manual_seed(config.seed)
-    pixels = pixel_statistics(dataset)
+    pixels = pixel_statistics(dataset, standardise=config.standardise)
     training = Batches.on(device, dataset.training, config.workers)
     epoch_steps(training, config)
     network = build_network(config, dataset)
@@ -125,7 +126,7 @@ def prepare(config: TrainConfig, dataset: Dataset, device: torch.device) -> tupl
         network = synchronize(network, device)
     model = nn.Sequential(Normalize(pixels.mean, pixels.std), network)
     model.to(device, torch.float32, memory_format=torch.channels_last)  # type: ignore[call-overload] # not in the stubs
-    optimizer = build_optimizer(model, config)
+    optimizer = build_optimizer(config, model)
     learner = Learner(model, optimizer, config, domains=dataset.domains, arithmetic=arithmetic(config, device))
     return learner, training, Batches.on(device, dataset.validation, config.workers)
 
@@ -147,7 +148,8 @@ def load_run(run: Path, data_dir: Path | None = None) -> Trained:
     dataset = load(config, data_dir)
     network = build_network(config, dataset)
     facts, _ = load_checkpoint(run / BEST_FILE, network)
-    return Trained(config, dataset, pixel_statistics(dataset), network.eval(), facts, result)
+    pixels = pixel_statistics(dataset, standardise=config.standardise)
+    return Trained(config, dataset, pixels, network.eval(), facts, result)
 
 
 def read_config(run: Path) -> TrainConfig:
@@ -163,18 +165,28 @@ def build_network(config: TrainConfig, dataset: Dataset) -> nn.Module:
     _, height, _, channels = dataset.training.images.shape
     classes = len(dataset.labels)
     network = build(
-        config.architecture, channels=channels, classes=classes, size=height, bn_momentum=config.bn_momentum
+        config.architecture,
+        channels=channels,
+        classes=classes,
+        size=height,
+        norm=config.norm,
+        bn_momentum=config.bn_momentum,
+        bn_eps=config.bn_eps,
+        dropout=config.dropout,
     )
     return separate(network, dataset.domains) if config.domains == "separate" else network
 
 
-def pixel_statistics(dataset: Dataset) -> PixelStatistics:
+def pixel_statistics(dataset: Dataset, *, standardise: bool = True) -> PixelStatistics:
     """Return mean and deviation per channel of the training pixels scaled to 0–1, in float64, rounded to 6 digits.
 
+    Without `standardise` they are 0 and 1, which leaves pixels scaled to 0–1 as they are.
     Raises DataError where a channel has one value only: dividing by its deviation would say nothing.
     """
     images = dataset.training.images
     channels = images.shape[-1]
+    if not standardise:
+        return PixelStatistics(mean=(0.0,) * channels, std=(1.0,) * channels)
     counts = np.zeros((channels, 256), np.int64)
     for start in range(0, len(images), PIXEL_CHUNK):
         pixels = images[start : start + PIXEL_CHUNK]

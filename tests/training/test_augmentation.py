@@ -10,7 +10,8 @@ from training_support import QUICK
 
 from training.augmentation import Jitter, apply, draw, jitter
 from training.config import TrainConfig
-from training.loop import Batches, build_optimizer, train_epoch
+from training.loop import Batches, train_epoch
+from training.optimization import build_optimizer
 
 SIDE = 17
 CENTRE = SIDE // 2
@@ -35,7 +36,7 @@ def seen(images: torch.Tensor, epoch: int = 1, **changes: float) -> torch.Tensor
     config: TrainConfig = replace(PLAIN, **changes)
     witness = Witness()
     batches = Batches(images, torch.zeros(len(images), dtype=torch.int64))
-    train_epoch(witness, batches, build_optimizer(witness, config), config, epoch, lambda _: None)
+    train_epoch(witness, batches, build_optimizer(config, witness), config, epoch, lambda _: None)
     return witness.images
 
 

@@ -12,9 +12,9 @@ from training.architectures import build
 from training.batches import Batch
 from training.errors import RunError
 from training.learner import MOST_SKIPPED, Learner
-from training.loop import build_optimizer
 from training.normalization import batch_norms
 from training.normalization.running import snapshot
+from training.optimization import build_optimizer
 
 PLAIN = replace(QUICK, translate=0.0, batch_size=8, momentum=0.0, weight_decay=0.0)
 
@@ -29,7 +29,7 @@ class Pixels(nn.Module):
 def learner(config=PLAIN, arithmetic=torch.float32) -> Learner:
     torch.manual_seed(0)
     model = nn.Sequential(Pixels(), build("small_cnn", channels=1, classes=10, size=8, bn_momentum=0.1))
-    optimizer = build_optimizer(model, config)
+    optimizer = build_optimizer(config, model)
     model.train()
     return Learner(model, optimizer, config, arithmetic=arithmetic)
 
@@ -130,7 +130,7 @@ def test_no_gradient_and_no_decay_reaches_a_frozen_gamma():
     freeze_affine(network)
     model = nn.Sequential(Pixels(), network).train()
     config = replace(PLAIN, weight_decay=0.1)
-    one = Learner(model, build_optimizer(model, config), config)
+    one = Learner(model, build_optimizer(config, model), config)
     before, moved = [norm.weight.clone() for _, norm in batch_norms(network)], snapshot(network)
     one.step([batch()], 1)
     assert all(torch.equal(norm.weight, kept) for (_, norm), kept in zip(batch_norms(network), before, strict=True))

@@ -212,7 +212,7 @@ def test_patience_ends_a_run_that_gets_no_better(tmp_path: Path):
 def test_a_full_disk_in_the_middle_of_a_run_is_one_line_and_leaves_the_last_checkpoint(tmp_path: Path, finished_run):
     run = shutil.copytree(finished_run, tmp_path / "run")
     (run / "result.json").unlink()
-    with disk_of(1000), pytest.raises(RunError, match=r"(best|metrics|result).*cannot be written"):
+    with disk_of(3000), pytest.raises(RunError, match=r"(best|metrics|result).*cannot be written"):
         train(replace(QUICK, epochs=4), run, overwrite=True, say=hush)
     assert not list(run.glob(".*.part"))
 
