@@ -17,6 +17,8 @@ ENVIRONMENT_PREFIX = "FOLDSERVE_"
 ARITHMETIC_PREFIXES = ("NVIDIA_TF32", "CUBLAS", "CUDNN", "CUDA_", "ORT_", "OMP_", "MKL_")
 READ_ELSEWHERE = frozenset({"FOLDSERVE_DATA"})  # where training finds data sets
 
+RequestedForm = Literal["auto", "exact", "float"]
+
 logger = logging.getLogger(__name__)
 
 
@@ -36,6 +38,9 @@ class Settings(BaseSettings):
     port: int = Field(8000, ge=0, le=65535, description="TCP port; 0 takes a free one")
     device: Literal["auto", "cuda", "cpu"] = Field(
         "auto", description="where models run: auto takes CUDA where it works and says so where it does not"
+    )
+    form: RequestedForm = Field(
+        "auto", description="which form of a model to serve: auto takes the exact one where it exists and is faster"
     )
     mode: Literal["strict", "report", "off"] = Field(
         "strict",

@@ -257,7 +257,7 @@ class Service:
         settings = self.settings
         self.device = await asyncio.to_thread(choose_device, settings.device)
         self.metrics.device(self.device.requested, self.device.used)
-        repository = Repository(settings.models, self._open_engine)
+        repository = Repository(settings.models, self._open_engine, settings.form)
         names = repository.names()
         if settings.default_model is not None and settings.default_model not in names:
             raise ModelNotFound(

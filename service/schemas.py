@@ -4,7 +4,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from service.artifact import FoldRecord, KeptRecord, NormRecord, Parity
+from service.artifact import ExactRecord, FoldRecord, KeptRecord, NormRecord, Parity
 from service.independence.certificate import Certificate
 from service.independence.receipts import Receipt
 from service.preprocessing import Preprocessing
@@ -145,6 +145,7 @@ class ModelDetailBody(ModelBody):
     kept: list[KeptRecord]
     batchnorm: list[NormRecord]
     parity: Parity | None
+    exact: ExactRecord | None
     training: dict[str, Any]
     licence: str | None
     golden_images: int

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from service.artifact import FoldError, FoldRecord, KeptRecord, Manifest, Parity
+from service.artifact import ExactRecord, FoldError, FoldRecord, KeptRecord, Manifest, Parity
 
 FLOAT16_MAX = 65504.0
 REAL = "real"
@@ -31,6 +31,20 @@ def parity_line(seen: Parity, kind: str = REAL) -> str:
     )
 
 
+def exact_line(record: ExactRecord | None) -> str:
+    """Return what the exact form is and costs, in one line."""
+    if record is None:
+        return "none"
+    tightest = min(record.layers, key=lambda layer: layer.headroom_bits)
+    judged = (
+        f"accuracy {record.accuracy:.2%} against {record.float_accuracy:.2%} of the float form on "
+        f"{record.validation_images:,} validation images"
+        if record.accuracy is not None
+        else f"the float form's label on {record.agreement:.2%} of {record.calibration_images} images"
+    )
+    return f"{judged}; tightest layer {tightest.name} with {tightest.headroom_bits:.1f} of 24 bits left"
+
+
 def fold_error_line(error: FoldError) -> str:
     """Return what folding changed end to end, in one line."""
     return (
@@ -50,6 +64,7 @@ def model_card(manifest: Manifest, digest: str, folder: Path) -> str:
         ("BatchNorm", f"{len({record.norm for record in manifest.folds})} folded, {len(manifest.kept)} kept"),
         ("Folding", fold_error_line(manifest.fold_error) if manifest.fold_error else "not measured"),
         ("Parity", parity_line(manifest.parity, manifest.training.get("images", REAL))),
+        ("Exact form", exact_line(manifest.exact)),
         ("Licence", str(manifest.licence)),
         ("sha256", f"`{digest}`"),
     )

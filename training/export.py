@@ -1,6 +1,7 @@
 """A finished run → models/<name>/<next version>/: folded, converted, checked, and only then written.
 
     best checkpoint ─ fold (float64) ─ verify each fold ─ ONNX ─ parity at four batch sizes ─ golden images ─ folder
+                                                             └ exact form ─ proved, and held against its integers ┘
 
 The unfolded network in float64 is the measure of everything.
 """
@@ -20,9 +21,11 @@ from torch import Tensor, nn
 
 from service.artifact import INPUT_NAME, OUTPUT_NAME, Manifest
 from service.engine import choose_device, open_engine
-from service.preprocessing import Preprocessing
 from training import card, parity
+from training.data import Split
 from training.errors import ExportRefused
+from training.exact.convert import Labelled, Material
+from training.exact.options import ExactOptions
 from training.folding.modules import fold, verify
 from training.loop import Normalize
 from training.normalization import norm_records
@@ -42,18 +45,31 @@ class Classifier(nn.Module):
         self.network = network
 
     def forward(self, image: Tensor) -> Tensor:
-        """Transpose while the pixels are bytes, which moves a quarter of what floats would."""
-        logits: Tensor = self.network(self.normalize(image.permute(0, 3, 1, 2)))  # (N, H, W, C) → (N, C, H, W)
+        """Transpose while the pixels are bytes, which moves a quarter of what floats would.
+
+        `contiguous` costs no node; without it the exporter traces the strides of channels that lie last, and writes an
+        adaptive pooling as a Gather over all positions.
+        """
+        standardised = self.normalize(image.permute(0, 3, 1, 2)).contiguous()  # (N, H, W, C) → (N, C, H, W)
+        logits: Tensor = self.network(standardised)
         return logits
 
 
-def export(trained: Trained, models: Path, name: str, *, say: Callable[[str], None] = print) -> Exported:
-    """Write the artifact of a run as the next version of `name`.
+def export(
+    trained: Trained,
+    models: Path,
+    name: str,
+    *,
+    exact: ExactOptions = ExactOptions(),  # noqa: B008 - frozen
+    say: Callable[[str], None] = print,
+) -> Exported:
+    """Write the artifact of a run as the next version of `name`, with its exact form where that is asked for.
 
     Raises UsageError for a bad name, NotFoldable, or ExportRefused; then nothing was written.
     """
     check_name(name)
-    return export_network(trained.network, _manifest(trained, name), real_images(trained), models, say=say)
+    manifest, images = _manifest(trained, name), real_images(trained)
+    return export_network(trained.network, manifest, images, models, exact=exact, material=_material(trained), say=say)
 
 
 def export_network(
@@ -62,6 +78,8 @@ def export_network(
     images: NDArray[np.uint8],
     models: Path,
     *,
+    exact: ExactOptions,
+    material: Material | None,
     say: Callable[[str], None] = print,
 ) -> Exported:
     """Fold a network in evaluation mode, convert it, hold it against `images` and write the artifact.
@@ -87,14 +105,26 @@ def export_network(
         "fold_error": folded.end_to_end,
         "parity": seen,
     }
-    found["batchnorm"] = norm_records(network)
-    return package(models, model, manifest.model_copy(update=found), images, wanted)
+    return package(
+        models, model, manifest.model_copy(update=found), images, wanted, exact=exact, material=material, say=say
+    )
+
+
+def _material(trained: Trained) -> Material:
+    """Return training images to calibrate and fine-tune with, and the validation images to judge by."""
+    training, validation = trained.dataset.training, trained.dataset.validation
+    return Material(training.images, _labelled(validation), _labelled(training))
+
+
+def _labelled(split: Split) -> Labelled:
+    return Labelled(split.images, split.targets.astype(np.int64))
 
 
 def real_images(trained: Trained) -> NDArray[np.uint8]:
     """Return at least FEWEST_IMAGES images of the data set, test images first, uint8 (N, height, width, channels)."""
-    parts = [trained.dataset.test.images, trained.dataset.validation.images, trained.dataset.training.images]
-    images = np.concatenate(parts)[: parity.FEWEST_IMAGES]
+    parts = (trained.dataset.test, trained.dataset.validation, trained.dataset.training)
+    chosen = [part.images[: parity.FEWEST_IMAGES] for part in parts]  # files are decoded here, so only what is needed
+    images: NDArray[np.uint8] = np.concatenate(chosen)[: parity.FEWEST_IMAGES]
     if len(images) < parity.FEWEST_IMAGES:
         raise ExportRefused(f"the check needs {parity.FEWEST_IMAGES} real images, the data set has {len(images)}")
     return images
@@ -154,17 +184,12 @@ def _without_traces(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def _manifest(trained: Trained, name: str) -> Manifest:
-    _, height, width, channels = trained.dataset.training.images.shape
-    spec = Preprocessing(
-        mode="L" if channels == 1 else "RGB",
-        size=(height, width),
-        mean=trained.pixels.mean,
-        std=trained.pixels.std,
-    )
+    spec = trained.dataset.preprocessing.model_copy(update={"mean": trained.pixels.mean, "std": trained.pixels.std})
     return Manifest(
         name=name,
         labels=trained.dataset.labels,
         preprocessing=spec,
+        batchnorm=norm_records(trained.network, trained.statistics),
         pixels=trained.pixels,
         training=trained.result,
         licence=f"data: {trained.dataset.licence}",

@@ -6,6 +6,7 @@ The one place where an artifact is written; `export` and `importing` both end he
 import contextlib
 import shutil
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,22 +15,28 @@ import onnx
 from numpy.typing import NDArray
 
 from service.artifact import (
+    EXACT_FILE,
     GOLDEN_FILE,
     MANIFEST_KEY,
     MODEL_FILE,
     MODEL_NAME,
     Artifact,
+    Form,
     Golden,
     Manifest,
     Parity,
     versions,
 )
-from service.engine import Engine, choose_device, open_engine
+from service.engine import choose_device, open_engine
 from service.errors import ArtifactError
+from service.executions import float_twin
 from service.preprocessing import Preprocessing, decode, encode_png
 from training import card
 from training.checkpoint import write_atomically
 from training.errors import ExportRefused, UsageError
+from training.exact.convert import Material
+from training.exact.forming import ExactForm, form_exact
+from training.exact.options import ExactOptions
 from training.parity import Reference
 
 GOLDEN_IMAGES = 16
@@ -45,6 +52,13 @@ class Exported:
     parity: Parity
     digest: str
     bytes: int
+    exact_bytes: int = 0  # of the exact form, where there is one
+
+    @property
+    def summary(self) -> str:
+        """What was written, in one line."""
+        form = f", exact form {self.exact_bytes / 1e6:.2f} MB" if self.exact_bytes else ""
+        return f"wrote {self.folder} ({self.bytes / 1e6:.2f} MB, sha256 {self.digest[:12]}…{form})"
 
 
 def check_name(name: str) -> None:
@@ -54,18 +68,28 @@ def check_name(name: str) -> None:
 
 
 def package(
-    models: Path, model: onnx.ModelProto, manifest: Manifest, images: NDArray[np.uint8], wanted: Reference
+    models: Path,
+    model: onnx.ModelProto,
+    manifest: Manifest,
+    images: NDArray[np.uint8],
+    wanted: Reference,
+    *,
+    exact: ExactOptions,
+    material: Material | None,
+    say: Callable[[str], None] = print,
 ) -> Exported:
     """Write a folded float graph as the next version of `manifest.name`; the model gets the manifest as metadata.
 
-    `images`, uint8 (N, height, width, channels), are those that `wanted` answers and that `manifest.parity` tells of.
+    `images`, uint8 (N, height, width, channels), are those that `wanted` answers and that `manifest.parity` tells of;
+    `material` are those that an exact form is made with.
     Raises ExportRefused or ArtifactError; then nothing was written.
     """
     assert manifest.parity is not None
     model.metadata_props.add(key=MANIFEST_KEY, value=manifest.model_dump_json())
     onnx.checker.check_model(model, full_check=True)
     golden = golden_of(images, wanted, manifest.parity, manifest.preprocessing)
-    return write(models, manifest.name, manifest, model.SerializeToString(), golden)
+    form = form_exact(model, manifest, golden, material, exact, say)
+    return write(models, manifest, model.SerializeToString(), golden, form)
 
 
 def golden_of(images: NDArray[np.uint8], wanted: Reference, seen: Parity, spec: Preprocessing) -> Golden:
@@ -78,9 +102,18 @@ def golden_of(images: NDArray[np.uint8], wanted: Reference, seen: Parity, spec: 
     return Golden(encoded, pixels, wanted.logits[chosen], GOLDEN_ROOM * seen.max_abs_difference)
 
 
-def write(models: Path, name: str, manifest: Manifest, model_bytes: bytes, golden: Golden) -> Exported:
-    """Write a hidden folder, read it back as the service will, then rename it: whole or not at all."""
-    parent = models / name
+def write(
+    models: Path,
+    manifest: Manifest,
+    model_bytes: bytes,
+    golden: Golden,
+    form: ExactForm | None = None,
+) -> Exported:
+    """Write a hidden folder, read it back as the service will, then rename it: whole or not at all.
+
+    Raises ExportRefused where the folder cannot be written or the artifact fails its own golden images.
+    """
+    parent = models / manifest.name
     try:
         parent.mkdir(parents=True, exist_ok=True)
         partial = Path(tempfile.mkdtemp(prefix=".partial-", dir=parent))
@@ -89,11 +122,13 @@ def write(models: Path, name: str, manifest: Manifest, model_bytes: bytes, golde
     try:
         partial.chmod(0o755)  # a temporary folder is its maker's alone; a service may run as somebody else
         write_atomically(partial / MODEL_FILE, model_bytes)
-        write_atomically(partial / GOLDEN_FILE, golden.to_bytes())
-        artifact = Artifact.load(partial)
-        _check_as_served(artifact, open_engine(artifact.model_bytes, choose_device("cpu")))
+        write_atomically(partial / GOLDEN_FILE, (form.golden if form else golden).to_bytes())
+        if form is not None:
+            write_atomically(partial / EXACT_FILE, form.model_bytes)
+        artifact = _read_back(partial, "float")
+        described = _read_back(partial, "exact").manifest if form else manifest
         folder = _next_version(parent)
-        (partial / "README.md").write_text(card.model_card(manifest, artifact.digest, folder), encoding="utf-8")
+        (partial / "README.md").write_text(card.model_card(described, artifact.digest, folder), encoding="utf-8")
         partial.rename(folder)
     except OSError as error:
         raise ExportRefused(f"{parent} cannot be written: {error.strerror}") from None
@@ -102,14 +137,25 @@ def write(models: Path, name: str, manifest: Manifest, model_bytes: bytes, golde
         with contextlib.suppress(OSError):
             parent.rmdir()  # only where nothing is in it
     assert manifest.parity is not None
-    return Exported(folder, manifest, manifest.parity, artifact.digest, len(model_bytes))
+    size = len(form.model_bytes) if form else 0
+    return Exported(folder, manifest, manifest.parity, artifact.digest, len(model_bytes), size)
 
 
-def _check_as_served(artifact: Artifact, engine: Engine) -> None:
+def _read_back(folder: Path, form: Form) -> Artifact:
+    """Read one form as the service will, and run its golden images; the exact one as its float twin."""
+    artifact = Artifact.load(folder, form)
+    content = artifact.model_bytes if form == "float" else _twin_of(artifact.model_bytes)
     try:
-        artifact.golden.check(engine.run, artifact.manifest.preprocessing)
+        engine = open_engine(content, choose_device("cpu"))
+        artifact.golden.check(engine.run, artifact.manifest.preprocessing, form)
     except ArtifactError as error:
         raise ExportRefused(f"the artifact fails its own golden images: {error}; nothing was written") from None
+    return artifact
+
+
+def _twin_of(model_bytes: bytes) -> bytes:
+    twin: bytes = float_twin(onnx.load_model_from_string(model_bytes)).SerializeToString()
+    return twin
 
 
 def _next_version(parent: Path) -> Path:

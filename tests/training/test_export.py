@@ -44,7 +44,7 @@ def float64_logits(trained: Trained, images: np.ndarray) -> np.ndarray:
 
 def test_the_first_version_is_1_with_the_documented_files(exported: Exported):
     assert exported.folder.parts[-2:] == ("digits", "1")
-    assert {path.name for path in exported.folder.iterdir()} == {"model.onnx", "golden.npz", "README.md"}
+    assert {path.name for path in exported.folder.iterdir()} == {"exact.onnx", "model.onnx", "golden.npz", "README.md"}
     assert [path.name for path in exported.folder.parent.iterdir()] == ["1"], "nothing partial is left"
 
 

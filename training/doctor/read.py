@@ -19,8 +19,9 @@ from service.artifact import MANIFEST_KEY, Manifest
 from training.doctor.graph import damaged_weights, layer_of, norm_nodes
 from training.doctor.norms import Layer, Subject
 from training.errors import FileRefused, UsageError
+from training.fitting import BEST_FILE
 from training.foreign.read import constants, load_onnx
-from training.run import BEST_FILE, CONFIG_FILE, read_config
+from training.run import CONFIG_FILE, read_config
 
 CHECKPOINTS = (".safetensors", ".pt", ".pth")
 STATE_KEYS = ("state_dict", "model_state_dict", "model", "state_dict_ema", "model_ema", "module", "net")

@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 
 from training.doctor.commands import add_preprocessing, wishes_of
+from training.exact.commands import add_exact, exact_options
 
 
 def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -19,14 +20,21 @@ def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     add_preprocessing(parser)
     parser.add_argument("--data", type=Path, metavar="FOLDER", help="real images to check with [made-up ones]")
     parser.add_argument("--models", type=Path, default=Path("models"), metavar="DIR", help="model repository [models]")
+    add_exact(parser)
     parser.set_defaults(run=_import)
 
 
 def _import(arguments: argparse.Namespace) -> int:
     from training.importing.pipeline import Order, import_model
 
-    order = Order(arguments.file, arguments.name, wishes_of(arguments), arguments.labels, arguments.data)
-    exported = import_model(order, arguments.models)
-    print(f"wrote {exported.folder} ({exported.bytes / 1e6:.2f} MB, sha256 {exported.digest[:12]}…)")
+    order = Order(
+        arguments.file,
+        arguments.name,
+        wishes_of(arguments),
+        arguments.labels,
+        arguments.data,
+        exact_options(arguments),
+    )
+    print(import_model(order, arguments.models).summary)
     print(f"next: foldserve serve --models {arguments.models}")
     return 0

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from service.errors import ServiceError
 from service.preprocessing import Preprocessing, decode
 from training.errors import DataError
+from training.exact.convert import Labelled, Material
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif"})
 CHECKED = 64
@@ -35,6 +36,18 @@ def folder_images(folder: Path, spec: Preprocessing, most: int = CHECKED) -> tup
     if len(images) < FEWEST:
         raise DataError(f"--data {folder}: {len(images)} images could be read, at least {FEWEST} are needed")
     return np.stack(images), classes
+
+
+def folder_material(folder: Path, spec: Preprocessing, labels: tuple[str, ...]) -> Material:
+    """Return a folder's images to make an exact form with; judged by their labels where the subfolders bear them.
+
+    Raises DataError where fewer than 8 can be read.
+    """
+    images, classes = folder_images(folder, spec, CALIBRATION)
+    if not set(classes) <= set(labels):
+        return Material(images)
+    targets = np.array([labels.index(name) for name in classes], np.int64)
+    return Material(images, Labelled(images, targets))
 
 
 def synthetic_images(spec: Preprocessing, count: int = CHECKED) -> NDArray[np.uint8]:

@@ -20,11 +20,12 @@ from training.doctor.examine import examine
 from training.doctor.read import read_state, state_subject
 from training.doctor.text import as_text
 from training.errors import ExportRefused, FileRefused, UsageError
+from training.exact.options import ExactOptions
 from training.export import export_network
-from training.importing.images import folder_images, synthetic_images
+from training.importing.images import folder_images, folder_material, synthetic_images
 from training.importing.labels import read_labels
 from training.importing.preprocessing import Wishes, choose
-from training.normalization import batch_norms
+from training.normalization import batch_norms, norm_records
 from training.packaging import Exported, check_name
 
 
@@ -40,7 +41,13 @@ class ModuleOrder:
     data: Path | None = None
 
 
-def export_module(order: ModuleOrder, models: Path, *, say: Callable[[str], None] = print) -> Exported:
+def export_module(
+    order: ModuleOrder,
+    models: Path,
+    *,
+    exact: ExactOptions = ExactOptions(),  # noqa: B008 - frozen
+    say: Callable[[str], None] = print,
+) -> Exported:
     """Write the artifact of a module as the next version of `order.name`.
 
     Raises UsageError, FileRefused, NotFoldable or ExportRefused; then nothing was written.
@@ -58,8 +65,10 @@ def export_module(order: ModuleOrder, models: Path, *, say: Callable[[str], None
         (images, _), kind = folder_images(order.data, spec), card.REAL
     facts = _facts(order, kind)
     labels = read_labels(order.labels, _classes(network, spec))
-    manifest = Manifest(name=order.name, labels=labels, preprocessing=spec, training=facts)
-    return export_network(network, manifest, images, models, say=say)
+    records = norm_records(network)
+    manifest = Manifest(name=order.name, labels=labels, preprocessing=spec, training=facts, batchnorm=records)
+    material = folder_material(order.data, spec, labels) if order.data is not None and exact.wish != "off" else None
+    return export_network(network, manifest, images, models, exact=exact, material=material, say=say)
 
 
 def load_module(function: str, checkpoint: Path, say: Callable[[str], None] = print) -> nn.Module:

@@ -27,11 +27,13 @@ from training.doctor.norms import Subject
 from training.doctor.read import onnx_subject
 from training.doctor.text import as_text
 from training.errors import ExportRefused
+from training.exact.convert import Material
+from training.exact.options import ExactOptions
 from training.folding.graphs import fold_graph
 from training.foreign.precision import in_float32
 from training.foreign.read import load_onnx, opset_of
 from training.foreign.reference import Float64
-from training.importing.images import folder_images, synthetic_images
+from training.importing.images import folder_images, folder_material, synthetic_images
 from training.importing.interface import Interface, read_interface
 from training.importing.labels import read_labels
 from training.importing.original import hold_against_original, inputs_for
@@ -59,6 +61,7 @@ class Order:
     wishes: Wishes = field(default_factory=Wishes)
     labels: Path | None = None
     data: Path | None = None
+    exact: ExactOptions = field(default_factory=ExactOptions)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -109,7 +112,9 @@ def import_model(order: Order, models: Path, *, say: Callable[[str], None] = pri
     account = {"folds": folded.report.folds, "kept": folded.report.kept, "fold_error": folded.report.end_to_end}
     manifest = manifest.model_copy(update=account)
     model = with_entry(folded.model, taken.interface, taken.spec)
-    return deliver(model, manifest, evidence, models, say=say)
+    wants_exact = order.data is not None and order.exact.wish != "off"
+    material = folder_material(order.data, taken.spec, labels) if wants_exact and order.data else None
+    return deliver(model, manifest, evidence, models, exact=order.exact, material=material, say=say)
 
 
 def take(model: onnx.ModelProto, wishes: Wishes, say: Callable[[str], None]) -> Taken:
@@ -153,12 +158,13 @@ def deliver(
     evidence: Evidence,
     models: Path,
     *,
+    exact: ExactOptions,
+    material: Material | None,
     say: Callable[[str], None] = print,
 ) -> Exported:
     """Prove a folded float graph from pixels to logits, hold it against the evidence, and write the artifact.
 
-    The seam for other forms of the model: here the folded graph, its manifest with the preprocessing, and the images
-    to calibrate with meet. Raises ExportRefused; then nothing was written.
+    Raises ExportRefused; then nothing was written.
     """
     verdict = prove(model)
     if verdict.verdict != "independent":
@@ -166,7 +172,8 @@ def deliver(
     engine = open_engine(model.SerializeToString(), choose_device("cpu"))
     seen = parity.check(engine.run, evidence.images, evidence.wanted)
     say(card.parity_line(seen, evidence.kind))
-    return package(models, model, manifest.model_copy(update={"parity": seen}), evidence.images, evidence.wanted)
+    told = manifest.model_copy(update={"parity": seen})
+    return package(models, model, told, evidence.images, evidence.wanted, exact=exact, material=material, say=say)
 
 
 def _inspected(subject: Subject, say: Callable[[str], None]) -> tuple[str, ...]:
