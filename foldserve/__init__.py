@@ -1,3 +1,18 @@
-"""The `foldserve` command: thin, it loads `service` or `training` only when a subcommand needs them."""
+"""The `foldserve` command and the Python client: thin, a half is loaded only when it is needed."""
 
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from foldserve.client import AsyncClient, Client
+
+__all__ = ["AsyncClient", "Client"]
 __version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> Any:
+    """Load the client, and httpx with it, when it is first asked for."""
+    if name in __all__:
+        from foldserve import client
+
+        return getattr(client, name)
+    raise AttributeError(f"module foldserve has no attribute {name}")

@@ -11,7 +11,7 @@ from training import commands as training
 from training.errors import TrainingError, UsageError
 
 DONE, REFUSED, WRONG_USAGE = 0, 1, 2
-TRAINING_PACKAGES = frozenset({"torch", "onnxscript", "rich", "safetensors", "sklearn", "tensorboard"})
+TRAINING_PACKAGES = frozenset({"torch", "matplotlib", "onnxscript", "rich", "safetensors", "sklearn", "tensorboard"})
 RUNTIME = "onnxruntime"
 
 

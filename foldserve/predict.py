@@ -1,25 +1,16 @@
 """`foldserve predict`: label images here with the model itself, or ask a server."""
 
 import argparse
-import contextlib
+import csv
 import json
+import sys
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from service.errors import FoldserveError
+from foldserve.labelling import Labelled, PredictionRefused, Query, ask_server, find_images, run_here
 
-if TYPE_CHECKING:
-    import httpx
-
-    from service.classifier import Outcome
-    from service.repository import Model
-
-TIMEOUT_S = 30.0
-
-
-class PredictionRefused(FoldserveError):
-    """The server, or the way to it, gave no prediction."""
+COLUMNS = ("filename", "label", "index", "score", "model", "version", "error")
 
 
 def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -27,13 +18,18 @@ def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     parser = subparsers.add_parser(
         "predict", help="label images, here or by a server", description="Label images, here or by asking a server."
     )
-    parser.add_argument("images", nargs="+", type=Path, metavar="IMAGE", help="image file")
+    parser.add_argument("images", nargs="+", type=Path, metavar="IMAGE", help="file, or folder with --recursive")
     parser.add_argument("--model", metavar="NAME", help="model to use [the only one]")
     parser.add_argument("--models", type=Path, default=Path("models"), metavar="DIR", help="model repository [models]")
     parser.add_argument("--top-k", type=_positive, default=5, metavar="N", help="classes to list with --json [5]")
     parser.add_argument("--logits", action="store_true", help="add the raw float32 logits")
     parser.add_argument("--json", action="store_true", help="print the body of /predict")
+    parser.add_argument("--recursive", action="store_true", help="take the images in folders, and in theirs")
+    parser.add_argument("--csv", type=Path, metavar="FILE", help="write one row per image, as the answers come")
     parser.add_argument("--url", help="ask the server at this address, for instance http://localhost:8000")
+    parser.add_argument(
+        "--api-key-file", type=Path, metavar="FILE", help="file that holds the key for --url; a flag would show it"
+    )
     parser.set_defaults(run=_predict)
 
 
@@ -44,94 +40,58 @@ def _positive(text: str) -> int:
 
 
 def _predict(arguments: argparse.Namespace) -> int:
-    encoded = [(str(path), _read(path)) for path in arguments.images]
-    body = _ask_server(arguments, encoded) if arguments.url else _run_here(arguments, encoded)
-    if arguments.json:
-        print(json.dumps(body, indent=2, ensure_ascii=False))
+    paths = find_images(arguments.images, recursive=arguments.recursive)
+    query = Query(arguments.model, arguments.top_k, arguments.logits)
+    if arguments.url:
+        source = ask_server(arguments.url, paths, query, api_key=_read_key(arguments.api_key_file))
     else:
-        print("\n".join(_table(body["predictions"], with_logits=arguments.logits)))
-    return 1 if any("error" in one for one in body["predictions"]) else 0
+        source = run_here(arguments.models, paths, query)
+    if arguments.csv is not None:
+        return 1 if _write_csv(arguments.csv, source, len(paths)) else 0
+    found = list(source)
+    predictions = [one.prediction for one in found]
+    if arguments.json:
+        print(json.dumps({**_head_of(found), "predictions": predictions}, indent=2, ensure_ascii=False))
+    else:
+        print("\n".join(_table(predictions, with_logits=arguments.logits)))
+    return 1 if any("error" in one for one in predictions) else 0
 
 
-def _read(path: Path) -> bytes:
+def _read_key(path: Path | None) -> str | None:
     try:
-        encoded = path.read_bytes()
+        return path.read_text().strip() if path is not None else None
     except OSError as error:
         raise PredictionRefused(f"{path}: {error.strerror}") from None
-    if not encoded:
-        raise PredictionRefused(f"{path}: the file is empty")
-    return encoded
 
 
-def _run_here(arguments: argparse.Namespace, encoded: list[tuple[str, bytes]]) -> dict[str, Any]:
-    from service.answers import predict_body
-    from service.engine import choose_device, open_engine
-    from service.repository import Repository
-
-    repository = Repository(arguments.models, open_engine)
-    names = repository.names()
-    if arguments.model is None and len(names) > 1:
-        raise PredictionRefused(f"{arguments.models} holds {', '.join(names)}; choose one with --model")
-    model = repository.load(arguments.model or names[0], choose_device("auto"))
-    outcomes = [_classify(model, data) for _, data in encoded]
-    return predict_body(model, [name for name, _ in encoded], outcomes, k=arguments.top_k, with_logits=arguments.logits)
+def _head_of(found: list[Labelled]) -> dict[str, Any]:
+    return next((one.head for one in reversed(found) if one.head), {})
 
 
-def _classify(model: "Model", encoded: bytes) -> "Outcome":
-    from service.classifier import Answered
-    from service.errors import ServiceError
-    from service.preprocessing import decode
-
+def _write_csv(path: Path, source: Iterable[Labelled], count: int) -> int:
+    """Write a row as each answer comes, so that what is done survives an interruption; return how many failed."""
+    failed = 0
     try:
-        pixels = decode(encoded, model.manifest.preprocessing)
-        return Answered(pixels, model.run(pixels[None])[0])  # alone: (1, H, W, C) → (1, K)
-    except ServiceError as error:
-        return error
+        file = path.open("w", newline="", encoding="utf-8")
+    except OSError as error:
+        raise PredictionRefused(f"{path}: {error.strerror}") from None
+    with file:
+        rows = csv.DictWriter(file, COLUMNS, extrasaction="ignore")
+        rows.writeheader()
+        for done, one in enumerate(source, 1):
+            problem = one.prediction.get("error")
+            rows.writerow({**one.head, **one.prediction, "error": problem["detail"] if problem else ""})
+            failed += problem is not None
+            _show_progress(done, count)
+    print(f"{path}: {count - failed} labelled, {failed} failed", file=sys.stderr)
+    return failed
 
 
-def _ask_server(arguments: argparse.Namespace, encoded: list[tuple[str, bytes]]) -> dict[str, Any]:
-    import httpx
-
-    parameters = {"top_k": arguments.top_k, "logits": arguments.logits}
-    if arguments.model is not None:
-        parameters["model"] = arguments.model
-    try:
-        with httpx.Client(base_url=arguments.url, timeout=TIMEOUT_S) as client:
-            body = _served(client.get("/models"), arguments.model)
-            answers = [
-                _answer(client.post("/predict", content=data, params=parameters), name) for name, data in encoded
-            ]
-    except (httpx.HTTPError, httpx.InvalidURL) as error:
-        raise PredictionRefused(f"{arguments.url}: {error or type(error).__name__}") from None
-    for answer in answers:
-        body |= {**answer, "predictions": body["predictions"] + answer["predictions"]}
-    return body
-
-
-def _served(response: "httpx.Response", name: str | None) -> dict[str, Any]:
-    """Return the head of a body without predictions yet: the model that will answer, where that is clear beforehand."""
-    models = [one for one in _json(response).get("models", []) if name in (None, one["name"])]
-    head = {"model": models[0]["name"], "version": models[0]["version"], "form": models[0]["form"]} if models else {}
-    return {**head, "predictions": []}
-
-
-def _answer(response: "httpx.Response", name: str) -> dict[str, Any]:
-    """Return the body of one answer; a refused image becomes an error in its place, as in a request of several."""
-    body = _json(response)
-    if response.status_code in {413, 415, 422}:
-        return {"predictions": [{"filename": name, "error": body}]}
-    if response.is_error or "predictions" not in body:
-        raise PredictionRefused(f"{response.url}: {body.get('detail', response.status_code)}")
-    body["predictions"] = [{**one, "filename": name} for one in body["predictions"]]
-    return body
-
-
-def _json(response: "httpx.Response") -> dict[str, Any]:
-    with contextlib.suppress(ValueError):
-        body = response.json()
-        if isinstance(body, dict):
-            return body
-    raise PredictionRefused(f"{response.url}: status {response.status_code}, and not foldserve's JSON")
+def _show_progress(done: int, count: int) -> None:
+    if sys.stderr.isatty():
+        bar = "█" * (30 * done // count)
+        sys.stderr.write(f"\r\033[K{bar:30} {done}/{count}" if done < count else "\r\033[K")
+        sys.stderr.flush()
 
 
 def _table(predictions: list[dict[str, Any]], *, with_logits: bool) -> Iterable[str]:

@@ -12,6 +12,7 @@ from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi_offline import FastAPIOffline
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 from starlette.types import Receive, Scope, Send
 
 from service import problems
@@ -23,13 +24,28 @@ from service.inference import Service
 from service.logs import REQUEST
 from service.metrics import Metrics
 from service.observing import REASON, ObserveRequests, route_of
-from service.routes import certificate_headers, models, operations, page, predict, repository, verify
+from service.routes import (
+    CERTIFICATE_HEADER,
+    certificate_headers,
+    models,
+    operations,
+    page,
+    predict,
+    repository,
+    v2,
+    verify,
+)
 from service.schemas import Problem
 from service.security import KeyRing
 from service.tracing import Tracing, open_tracing
 
 LINGER_S = 1.0  # how long a refused body is read and thrown away, so that its sender gets to read the answer
 DESCRIPTION = "Image classification whose answers do not depend on what else is in the batch."
+CORS: dict[str, Any] = {
+    "allow_methods": ["GET", "POST", "PUT"],
+    "allow_headers": ["Authorization", "Content-Type", "X-API-Key"],
+    "expose_headers": [CERTIFICATE_HEADER, "Retry-After"],
+}
 
 logger = logging.getLogger(__name__)
 
@@ -56,7 +72,7 @@ def create_app(
         description=DESCRIPTION,
         redoc_url=None,
         lifespan=_lifespan,
-        responses={code: _document(title) for code, title in problems.TITLE.items() if code != 499},
+        responses={code: _document(code, title) for code, title in problems.TITLE.items() if code != 499},
     )
     app.state.service = service
     app.state.tracing = tracing or open_tracing(settings.otlp_endpoint)
@@ -68,8 +84,11 @@ def create_app(
         log_requests=settings.log_requests,
         headers_of=certificate_headers,
     )
-    for routes in (predict, verify, models, repository, operations, page):
-        app.include_router(routes.router)
+    if settings.cors_origins:
+        app.add_middleware(CORSMiddleware, allow_origins=settings.cors_origins, **CORS)
+    routers = (one.router for one in (predict, verify, models, repository, operations, page, v2))
+    for router in (*routers, v2.keyed):
+        app.include_router(router)
     app.mount("/page", page.files)
     app.add_exception_handler(ServiceError, _answer_service_error)
     app.add_exception_handler(RequestValidationError, _answer_wrong_parameter)
@@ -78,9 +97,10 @@ def create_app(
     return app
 
 
-def _document(title: str) -> dict[str, Any]:
+def _document(code: int, title: str) -> dict[str, Any]:
     schema = {"$ref": f"#/components/schemas/{Problem.__name__}"}
-    return {"description": title, "content": {problems.MEDIA_TYPE: {"schema": schema}}}
+    content = {problems.MEDIA_TYPE: {"schema": schema, "examples": problems.examples(code)}}
+    return {"description": title, "content": content}
 
 
 @asynccontextmanager
@@ -120,6 +140,8 @@ def _respond(
     request: Request, document: dict[str, Any], headers: dict[str, str], kind: type[Response] = Response
 ) -> Response:
     request.scope[REASON] = document["type"].removeprefix(problems.TYPE_PREFIX)
+    if request.url.path.startswith("/v2"):
+        document = {**document, "error": document["detail"]}  # what clients of the Open Inference Protocol read
     return kind(json.dumps(document, ensure_ascii=False), document["status"], headers, media_type=problems.MEDIA_TYPE)
 
 

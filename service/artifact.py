@@ -1,6 +1,7 @@
 """The model file's contract: read it, validate it, describe it. No web, no torch, no session.
 
     models/<name>/<version>/model.onnx   uint8 pixels (batch, height, width, channels) → float32 logits (batch, classes)
+                            exact.onnx   the same contract, computed with integers; not every model has one
                             golden.npz   real images and the answers that the model must give on any machine
 
 `training.export` writes what is read here, through the same records.
@@ -25,12 +26,14 @@ from service.preprocessing import Preprocessing, decode
 
 MANIFEST_KEY = "foldserve"
 MODEL_FILE = "model.onnx"
+EXACT_FILE = "exact.onnx"
 GOLDEN_FILE = "golden.npz"
 MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")  # no separators, no hidden folders
 INPUT_NAME = "image"
 OUTPUT_NAME = "logits"
 
 Form = Literal["float", "exact"]
+FILES: dict[Form, str] = {"float": MODEL_FILE, "exact": EXACT_FILE}
 Run = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
 
 
@@ -39,16 +42,35 @@ class _Record(BaseModel):
 
 
 class FoldRecord(_Record):
-    """One BatchNorm that went into the layer before it; `error` is the largest relative float64 difference seen."""
+    """One BatchNorm, or arithmetic like it, that stood `place` a layer and went into it, past the steps `through`.
+
+    `error` is the largest relative difference seen in float64, `weight_max` and `bias_max` are the layer's as folded.
+    """
 
     norm: str
+    norm_kind: str = "BatchNorm"
     into: str
     kind: str
+    place: Literal["after", "before"] = "after"
+    through: tuple[str, ...] = ()
     scale_min: float
     scale_max: float
     weight_max: float
     bias_max: float
+    float16_headroom: float | None = Field(None, description="65504 / the largest of both; none where all are 0")
     error: float | None = None
+
+
+class FoldError(_Record):
+    """How far the folded network is from the unfolded one in float64, relative to the largest logit.
+
+    `float64` with the folded weights before rounding: the algebra alone; `float32` as stored, which is narrower where
+    the file is; `float32_unfolded` the same for the network before folding: what rounding costs without it.
+    """
+
+    float64: float
+    float32: float
+    float32_unfolded: float
 
 
 class KeptRecord(_Record):
@@ -78,6 +100,32 @@ class Parity(_Record):
     argmax_flips: int
 
 
+class ExactLayer(_Record):
+    """How near a layer of an exact model comes to the bound; see `service.independence.exactness`."""
+
+    name: str
+    weight_bits: int
+    terms: int
+    bound: int
+    headroom_bits: float
+
+
+class ExactRecord(_Record):
+    """How an exact model was made and what it costs: shares of images, 0 to 1, against the float form."""
+
+    theorem: int
+    layers: tuple[ExactLayer, ...]
+    calibration_images: int
+    is_equalized: bool
+    fine_tuned_epochs: int
+    agreement: float = Field(description="share of calibration images with the float form's label")
+    checked_images: int = Field(description="images on which every execution gave the integers' bits")
+    differing_executions: tuple[str, ...] = Field((), description="executions that this machine's kernels got wrong")
+    validation_images: int = 0
+    accuracy: float | None = None
+    float_accuracy: float | None = None
+
+
 class PixelStatistics(_Record):
     """Per-channel mean and deviation of the training pixels, scaled to 0–1: what live traffic is held against."""
 
@@ -94,8 +142,10 @@ class Manifest(_Record):
     preprocessing: Preprocessing
     folds: tuple[FoldRecord, ...] = ()
     kept: tuple[KeptRecord, ...] = ()
+    fold_error: FoldError | None = None
     batchnorm: tuple[NormRecord, ...] = ()
     parity: Parity | None = None
+    exact: ExactRecord | None = None
     pixels: PixelStatistics | None = None
     training: dict[str, Any] = {}
     licence: str | None = None
@@ -112,16 +162,19 @@ class Golden:
     """Real images with the answers that a model must give; see `check`.
 
     Shapes: pixels uint8 (n, height, width, channels), logits_float64 (n, classes); encoded holds n image files.
+    `logits_exact`, float32 (n, classes), is there where the model has an exact form.
     """
 
     encoded: tuple[bytes, ...]
     pixels: NDArray[np.uint8]
     logits_float64: NDArray[np.float64]
     tolerance: float
+    logits_exact: NDArray[np.float32] | None = None
 
     def to_bytes(self) -> bytes:
         """Return the npz file, readable without pickle: `encoded` joined, with int64 `offsets` (n + 1)."""
         buffer = io.BytesIO()
+        exact: dict[str, Any] = {} if self.logits_exact is None else {"logits_exact": self.logits_exact}
         np.savez_compressed(
             buffer,
             encoded=np.frombuffer(b"".join(self.encoded), np.uint8),
@@ -129,6 +182,7 @@ class Golden:
             pixels=self.pixels,
             logits_float64=self.logits_float64,
             tolerance=np.float64(self.tolerance),
+            **exact,
         )
         return buffer.getvalue()
 
@@ -155,20 +209,25 @@ class Golden:
         if offsets.dtype != np.int64 or offsets.ndim != 1 or offsets[-1] != len(joined):
             raise ValueError("offsets do not fit")
         encoded = tuple(joined[start:end] for start, end in pairwise(offsets.tolist()))
-        golden = cls(encoded, arrays["pixels"], arrays["logits_float64"], float(arrays["tolerance"]))
+        exact = arrays.get("logits_exact")
+        golden = cls(encoded, arrays["pixels"], arrays["logits_float64"], float(arrays["tolerance"]), exact)
         if golden.pixels.dtype != np.uint8 or golden.pixels.ndim != 4:
             raise ValueError("pixels are not uint8 (n, height, width, channels)")
         if golden.logits_float64.dtype != np.float64 or golden.logits_float64.ndim != 2:
             raise ValueError("logits_float64 are not float64 (n, classes)")
         if not 0 <= golden.tolerance < float("inf"):
             raise ValueError(f"the tolerance is {golden.tolerance}")
+        if exact is not None and (exact.dtype != np.float32 or exact.shape != golden.logits_float64.shape):
+            raise ValueError("logits_exact are not float32 (n, classes)")
         return golden
 
-    def check(self, run: Run, spec: Preprocessing) -> float:
-        """Decode and run every golden image alone; return the largest logit difference seen.
+    def check(self, run: Run, spec: Preprocessing, form: Form = "float") -> float:
+        """Decode and run every golden image alone; return the largest difference from `logits_float64` seen.
 
-        Raises ArtifactError when a pixel differs, or a logit by more than the tolerance.
+        Raises ArtifactError when a pixel differs, a logit by more than the tolerance, or, in the exact form, by a bit.
         """
+        if form == "exact":
+            return self._check_exact(run, spec)
         differences = [self._check_one(index, run, spec) for index in range(len(self.encoded))]
         if max(differences) > self.tolerance:
             raise ArtifactError(
@@ -177,15 +236,29 @@ class Golden:
             )
         return max(differences)
 
+    def _check_exact(self, run: Run, spec: Preprocessing) -> float:
+        if self.logits_exact is None:
+            raise ArtifactError("golden.npz has no answers of the exact form; export the model again")
+        worst = 0.0
+        for index, wanted in enumerate(self.logits_exact):
+            logits = run(self._decoded(index, spec)[np.newaxis])[0]
+            if logits.tobytes() != wanted.tobytes():
+                raise ArtifactError(f"golden image {index}: the exact form gives other bits than its integers")
+            worst = max(worst, float(np.abs(logits - self.logits_float64[index]).max()))
+        return worst
+
     def _check_one(self, index: int, run: Run, spec: Preprocessing) -> float:
+        difference = run(self._decoded(index, spec)[np.newaxis]) - self.logits_float64[index]
+        return float(np.abs(difference).max()) if np.isfinite(difference).all() else float("inf")
+
+    def _decoded(self, index: int, spec: Preprocessing) -> NDArray[np.uint8]:
         try:
             pixels = decode(self.encoded[index], spec)
         except ServiceError as error:
             raise ArtifactError(f"golden image {index} cannot be decoded here: {error}") from None
         if not np.array_equal(pixels, self.pixels[index]):
             raise ArtifactError(f"golden image {index} decodes to other pixels than at export; see Pillow's version")
-        difference = run(pixels[np.newaxis]) - self.logits_float64[index]
-        return float(np.abs(difference).max()) if np.isfinite(difference).all() else float("inf")
+        return pixels
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,16 +273,16 @@ class Artifact:
     form: Form = "float"
 
     @classmethod
-    def load(cls, folder: Path) -> Self:
-        """Read models/<name>/<version>/. Raises ArtifactError naming the file and what is wrong with it."""
-        path = folder / MODEL_FILE
+    def load(cls, folder: Path, form: Form = "float") -> Self:
+        """Read one form of models/<name>/<version>/. Raises ArtifactError naming the file and what is wrong with it."""
+        path = folder / FILES[form]
         try:
             model_bytes = path.read_bytes()
         except OSError as error:
             raise ArtifactError(f"{path} cannot be read ({error.strerror}); export the model again") from None
         digest = hashlib.sha256(model_bytes).hexdigest()
         manifest, golden = read_manifest(path, model_bytes), Golden.from_file(folder / GOLDEN_FILE)
-        artifact = cls(path, model_bytes, digest, manifest, golden)
+        artifact = cls(path, model_bytes, digest, manifest, golden, form)
         artifact._golden_fits()
         return artifact
 
@@ -218,6 +291,11 @@ class Artifact:
         shapes = self.golden.pixels.shape[1:], self.golden.logits_float64.shape[1:]
         if shapes != ((*spec.size, spec.channels), (len(self.manifest.labels),)):
             raise ArtifactError(f"{self.path.parent / GOLDEN_FILE} belongs to another model; export the model again")
+
+
+def has_exact_form(folder: Path) -> bool:
+    """True where models/<name>/<version>/ holds an exact form."""
+    return (folder / EXACT_FILE).is_file()
 
 
 def versions(folder: Path) -> list[int]:
@@ -239,7 +317,7 @@ def read_manifest(path: Path, model_bytes: bytes) -> Manifest:
     except Exception as error:  # noqa: BLE001 - protobuf and the checker raise types of their own
         reason = str(error).strip().partition("\n")[0]
         raise ArtifactError(f"{path} is not a sound ONNX file ({reason}); export the model again") from None
-    external = [one.name or "without a name" for one in _weights(model) if one.data_location == one.EXTERNAL]
+    external = [one.name or "without a name" for one in stored_tensors(model) if one.data_location == one.EXTERNAL]
     if external:
         raise ArtifactError(
             f"{path} keeps its weight {external[0]} in another file; a model is one self-contained file"
@@ -257,7 +335,7 @@ def read_manifest(path: Path, model_bytes: bytes) -> Manifest:
     return manifest
 
 
-def _weights(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
+def stored_tensors(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
     """Yield every tensor that the file stores: in its graph, in the graphs inside it, and in its functions."""
     yield from _weights_of_graph(model.graph)
     for function in model.functions:

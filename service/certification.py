@@ -1,15 +1,20 @@
 """Certifying a model of the repository: what `serve` does for each at load, and `foldserve certify` for one."""
 
+import logging
 from collections.abc import Mapping
+from typing import Any
 
 from service.config import Settings, cpu_count
 from service.engine import Device, choose_device, open_engine
 from service.errors import ConfigurationError
+from service.exact_engine import ExactEngine
 from service.independence.certificate import Certificate, CertificateStore
 from service.independence.certify import Subject, candidates, certify, subject_of
 from service.independence.effort import FULL, QUICK
 from service.independence.probe import Report
 from service.repository import Model, Repository
+
+logger = logging.getLogger(__name__)
 
 
 def certify_model(
@@ -21,7 +26,20 @@ def certify_model(
     of the same fingerprint is taken over without a probe. Raises NotCertified as `certify` does.
     """
     store = CertificateStore(settings.state)
-    return certify(_subject(model, device, settings), store, report=report, made_beside=made_beside)
+    return _certified(model, device, settings, store, report=report, made_beside=made_beside)[1]
+
+
+def _certified(
+    model: Model, device: Device, settings: Settings, store: CertificateStore, **options: Any
+) -> tuple[Subject, Certificate]:
+    """Certify a model; an exact one goes on to its next execution where no shape of one keeps the integers."""
+    subject = _subject(model, device, settings)
+    certificate = certify(subject, store, **options)
+    while certificate.verdict == "refused" and isinstance(model.engine, ExactEngine) and model.engine.fall_back():
+        logger.warning("model %s: %s; trying the execution %s", model.name, certificate.reason, model.engine.execution)
+        subject = _subject(model, device, settings)
+        certificate = certify(subject, store, **options)
+    return subject, certificate
 
 
 def certify_named(
@@ -35,10 +53,10 @@ def certify_named(
     if at and not version.isdecimal():
         raise ConfigurationError(f"{name}@{version}: a version is a positive integer")
     device = choose_device(settings.device)
-    model = Repository(settings.models, open_engine).load(name, device, int(version) if at else None)
-    subject = _subject(model, device, settings)
+    model = Repository(settings.models, open_engine, settings.form).load(name, device, int(version) if at else None)
     store = CertificateStore(None if quick else settings.state)
-    return subject, certify(subject, store, fresh=fresh or quick, effort=QUICK if quick else FULL, report=report)
+    effort = QUICK if quick else FULL
+    return _certified(model, device, settings, store, fresh=fresh or quick, effort=effort, report=report)
 
 
 def _subject(model: Model, device: Device, settings: Settings) -> Subject:

@@ -94,16 +94,22 @@ class Classifier:
         self._batcher.check_room(1)
 
     async def classify(
-        self, encoded: Sequence[bytes], *, deadline: float, priority: Priority = "normal", is_replay: bool = False
+        self,
+        images: Sequence[bytes] | Sequence[Pixels],
+        *,
+        deadline: float,
+        priority: Priority = "normal",
+        is_replay: bool = False,
     ) -> list[Outcome]:
         """Return for each image what the model saw and said, or the error that is its own; the others go untouched.
 
-        `deadline` is a time of `time.monotonic`, in seconds; `is_replay` runs each alone at the reference shape.
+        An image is a file, or pixels as the model wants them, uint8 (height, width, channels). `deadline` is a time
+        of `time.monotonic`, in seconds; `is_replay` runs each alone at the reference shape.
         Raises QueueFull or NotReady for all of them.
         """
         classify_one = partial(self._classify_one, deadline=deadline, priority=priority, is_replay=is_replay)
-        with self._batcher.admit(len(encoded)):
-            return list(await asyncio.gather(*map(classify_one, encoded)))
+        with self._batcher.admit(len(images)):
+            return list(await asyncio.gather(*map(classify_one, images)))
 
     async def answer(self, pixels: Pixels, *, deadline: float, priority: Priority) -> Logits:
         """Return the logits (classes,) of decoded pixels. Raises as `classify`, and DeadlineExceeded."""
@@ -130,12 +136,13 @@ class Classifier:
             raise MalformedRequest(f"model {self.model.name} has no certificate, so its answers have no receipts")
         return certificate, certificate.answer_digest
 
-    async def _classify_one(self, encoded: bytes, *, deadline: float, priority: Priority, is_replay: bool) -> Outcome:
+    async def _classify_one(
+        self, image: bytes | Pixels, *, deadline: float, priority: Priority, is_replay: bool
+    ) -> Outcome:
         try:
             shares = self.shares and not is_replay
-            work = partial(self._decode, with_digest=shares)
             started = perf_counter()
-            pixels, digest = await self._decoders.decode(work, encoded, deadline=deadline, observer=self.metrics)
+            pixels, digest = await self._pixels(image, deadline, with_digest=shares)
             stage("decode", perf_counter() - started)
             logits = self._cached(pixels, digest)
             if logits is None:
@@ -156,9 +163,15 @@ class Classifier:
         answered = Answered(pixels, logits)
         if not is_replay:
             self._spot_check.offer(pixels, logits)
-            if self.on_answer is not None:
-                self.on_answer(encoded, answered)
+            if self.on_answer is not None and isinstance(image, bytes):
+                self.on_answer(image, answered)
         return answered
+
+    async def _pixels(self, image: bytes | Pixels, deadline: float, *, with_digest: bool) -> tuple[Pixels, str | None]:
+        if not isinstance(image, bytes):
+            return image, pixels_digest(image) if with_digest else None
+        work = partial(self._decode, with_digest=with_digest)
+        return await self._decoders.decode(work, image, deadline=deadline, observer=self.metrics)
 
     def _suspect(self) -> None:
         if self._examination is None or self._examination.done():

@@ -1,6 +1,7 @@
 """The subcommands `serve` and `certify`. Loads the web and the runtime only to run them."""
 
 import argparse
+import json
 import sys
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
@@ -32,6 +33,23 @@ def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     for name in ("models", "state", "device", "max_batch_size"):
         _add_flag(certify, name, Settings.model_fields[name])
     certify.set_defaults(run=_certify)
+    openapi = subparsers.add_parser("openapi", help="print the API document", description="Print the API document.")
+    openapi.add_argument("--out", type=Path, metavar="FILE", help="write it there, for instance docs/openapi.json")
+    openapi.set_defaults(run=_openapi)
+
+
+def _openapi(arguments: argparse.Namespace) -> int:
+    from service.app import create_app
+
+    text = json.dumps(create_app(Settings()).openapi(), indent=1, sort_keys=True, ensure_ascii=False) + "\n"
+    if arguments.out is None:
+        print(text, end="")
+        return 0
+    try:
+        arguments.out.write_text(text)
+    except OSError as error:
+        raise ConfigurationError(f"cannot write {arguments.out}: {error.strerror}") from None
+    return 0
 
 
 def _flags() -> list[str]:

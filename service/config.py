@@ -19,6 +19,8 @@ ENVIRONMENT_PREFIX = "FOLDSERVE_"
 ARITHMETIC_PREFIXES = ("NVIDIA_TF32", "CUBLAS", "CUDNN", "CUDA_", "ORT_", "OMP_", "MKL_")
 READ_ELSEWHERE = frozenset({"FOLDSERVE_DATA"})  # where training finds data sets
 
+RequestedForm = Literal["auto", "exact", "float"]
+
 logger = logging.getLogger(__name__)
 
 
@@ -38,6 +40,9 @@ class Settings(BaseSettings):
     port: int = Field(8000, ge=0, le=65535, description="TCP port; 0 takes a free one")
     device: Literal["auto", "cuda", "cpu"] = Field(
         "auto", description="where models run: auto takes CUDA where it works and says so where it does not"
+    )
+    form: RequestedForm = Field(
+        "auto", description="which form of a model to serve: auto takes the exact one where it exists and is faster"
     )
     mode: Literal["strict", "report", "off"] = Field(
         "strict",
@@ -104,6 +109,9 @@ class Settings(BaseSettings):
     formats: Annotated[tuple[str, ...], NoDecode] = Field(
         ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF"), description="accepted image formats, comma-separated"
     )
+    cors_origins: Annotated[tuple[str, ...], NoDecode] = Field(
+        (), description="pages of other hosts that may call, comma-separated, for instance https://a.example [none]"
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least severe line to log")
     log_format: Literal["text", "json"] = Field("text", description="log lines for people, or one JSON object a line")
     log_requests: Literal["none", "errors", "all"] = Field(
@@ -118,6 +126,11 @@ class Settings(BaseSettings):
     @classmethod
     def _split_formats(cls, value: object) -> object:
         return tuple(part.strip().upper() for part in value.split(",")) if isinstance(value, str) else value
+
+    @field_validator("cors_origins", mode="before")
+    @classmethod
+    def _split_origins(cls, value: object) -> object:
+        return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
 
     @model_validator(mode="after")
     def _one_request_fits(self) -> Self:

@@ -3,6 +3,7 @@
     FoldserveError             a person did something; one line tells what and how to mend it
     ├── ConfigurationError     a setting or flag is wrong
     ├── ArtifactError          a model file is missing, damaged, or fails its own golden images
+    │   └── NotExact           a file claims exact sums, and does not keep them
     ├── NotCertified           a model's batch independence could not be shown, and the mode is strict
     ├── DeviceError            the device asked for cannot be had
     ├── EngineLost             a run hangs, or the engine fails at everything: the process ends
@@ -45,6 +46,10 @@ class ConfigurationError(FoldserveError):
 
 class ArtifactError(FoldserveError):
     """A model file is missing, damaged, or does not give its golden answers."""
+
+
+class NotExact(ArtifactError):
+    """A file claims that its sums are exact integers, and they need not be; names the node."""
 
 
 class NotCertified(FoldserveError):

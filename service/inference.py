@@ -295,7 +295,7 @@ class Service:
         settings = self.settings
         self.device = await asyncio.to_thread(choose_device, settings.device)
         self.metrics.device(self.device.requested, self.device.used)
-        repository = Repository(settings.models, self._open_engine)
+        repository = Repository(settings.models, self._open_engine, settings.form)
         told = {order["name"]: Rollout.model_validate(order["rollout"]) for order in self.crew.loaded or ()}
         names = repository.names() if self.crew.loaded is None else sorted(told)
         if settings.default_model is not None and settings.default_model not in names:

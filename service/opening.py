@@ -87,7 +87,9 @@ class Opener:
 
     async def open(self, name: str, version: int, *, stamp: object, lanes: int | None = None) -> Opened:
         """Open a version; with nothing left behind where that fails. Raises ArtifactError or NotCertified."""
-        model = await asyncio.to_thread(self._repository.load, name, self._device, version)
+        beside = (one for one in self._crew.certificates.values() if (one.model, one.version) == (name, version))
+        form = next((one.form for one in beside), None)  # the crew serves one form, whatever each would measure
+        model = await asyncio.to_thread(self._repository.load, name, self._device, version, form)
         logger.info(
             "loaded %s version %d (%s form, sha256 %s): %d golden images, largest difference %.2g",
             *(name, version, model.form, model.digest[:12], model.golden_images, model.golden_difference),

@@ -135,6 +135,11 @@ def _decoded(image: Image.Image, spec: Preprocessing) -> Pixels:
         raise InvalidImage(f"the {image.format} image cannot be decoded: {error}") from error
 
 
+def from_pixels(pixels: Pixels, spec: Preprocessing) -> Pixels:
+    """Return `pixels`, uint8 (height, width, 1 or 3), as `decode` would give them from a lossless file of them."""
+    return _to_pixels(Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels), spec)
+
+
 def encode_png(pixels: Pixels) -> bytes:
     """Return `pixels`, uint8 (height, width, 1 or 3), as a PNG file."""
     buffer = io.BytesIO()

@@ -51,7 +51,18 @@ TITLE = {
 
 def slug(error: ServiceError) -> str:
     """Return the error's stable name: `InvalidImage` → `invalid-image`."""
-    return re.sub(r"(?<!^)(?=[A-Z])", "-", type(error).__name__).lower()
+    return _slug(type(error))
+
+
+def examples(status: int) -> dict[str, Any]:
+    """Return a problem document of each kind with this status, by name, as an API document shows them."""
+    kinds = {_slug(kind): str(kind.__doc__) for kind, code in STATUS.items() if code == status}
+    kinds |= {405: {"method-not-allowed": "GET is not possible at /predict"}}.get(status, {})
+    return {name: {"value": document_of(status, name, text.splitlines()[0])} for name, text in kinds.items()}
+
+
+def _slug(kind: type[ServiceError]) -> str:
+    return re.sub(r"(?<!^)(?=[A-Z])", "-", kind.__name__).lower()
 
 
 def status_of(error: ServiceError) -> int:

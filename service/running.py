@@ -1,5 +1,6 @@
 """Runs a model's images in its certified shapes only, padded with the one filler. Knows no queue and no web."""
 
+import logging
 import threading
 import time
 from collections.abc import Sequence
@@ -11,6 +12,7 @@ from numpy.typing import NDArray
 
 from service.engine import Shape
 from service.errors import InferenceFailed
+from service.exact_engine import ExactEngine
 from service.independence.certificate import Certificate
 from service.independence.probe import fill
 from service.planning import Planner
@@ -18,6 +20,8 @@ from service.repository import Model
 
 Pixels = NDArray[np.uint8]
 Logits = NDArray[np.float32]
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -94,11 +98,15 @@ class Runner:
     def degrade(self, *, is_refuted: bool = False) -> None:
         """From now on run at the reference shape only: something gave other bits than certified.
 
+        An exact model goes on to its other execution as well, which computes the same integers by other kernels.
+
         `is_refuted`: the reference itself changed its bits, so that the certificate says nothing any more.
         """
         self.is_refuted |= is_refuted
         if self.reference is not None:
             self._planner = Planner({self.reference: 1.0})
+        if isinstance(self._model.engine, ExactEngine) and self._model.engine.fall_back():
+            logger.warning("model %s goes on with the execution %s", self._model.name, self._model.engine.execution)
         self.is_degraded = True
 
     def _answer(self, images: Pixels, *, alone: bool) -> Logits:

@@ -4,10 +4,27 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from service.artifact import FoldRecord, KeptRecord, NormRecord, Parity
+from service.artifact import ExactRecord, FoldRecord, KeptRecord, NormRecord, Parity
 from service.independence.certificate import Certificate
 from service.independence.receipts import Receipt
 from service.preprocessing import Preprocessing
+
+
+def schema_of(model: type[BaseModel]) -> dict[str, Any]:
+    """Return a body's JSON Schema in one piece, for operations that read their bodies themselves."""
+    schema = model.model_json_schema()
+    definitions = schema.pop("$defs", {})
+
+    def put_in(part: Any) -> Any:
+        if isinstance(part, list):
+            return [put_in(one) for one in part]
+        if not isinstance(part, dict):
+            return part
+        name = str(part.get("$ref", "")).rpartition("/")[2]
+        return put_in(definitions[name]) if name else {key: put_in(value) for key, value in part.items()}
+
+    found: dict[str, Any] = put_in(schema)
+    return found
 
 
 class PredictQuery(BaseModel):
@@ -25,7 +42,7 @@ class PredictQuery(BaseModel):
 class ImagesBody(BaseModel):
     """The JSON form of a request."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"images": ["iVBORw0KGgo…"]}]})
 
     images: list[str] = Field(min_length=1, description="image files in base64")
 
@@ -63,8 +80,19 @@ class FailureBody(BaseModel):
     error: Problem
 
 
+SEVEN: dict[str, Any] = {"label": "7", "index": 7, "score": 0.9991}
+EXAMPLE: dict[str, Any] = {
+    "model": "mnist",
+    "version": 3,
+    "form": "float",
+    "predictions": [{"filename": "seven.png", **SEVEN, "top": [SEVEN, {"label": "9", "index": 9, "score": 0.0004}]}],
+}
+
+
 class PredictBody(BaseModel):
     """The answer of /predict: one shape for one image and for many, in the order in which they were sent."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [EXAMPLE]})
 
     model: str
     version: int
@@ -117,6 +145,7 @@ class ModelDetailBody(ModelBody):
     kept: list[KeptRecord]
     batchnorm: list[NormRecord]
     parity: Parity | None
+    exact: ExactRecord | None
     training: dict[str, Any]
     licence: str | None
     golden_images: int

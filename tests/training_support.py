@@ -16,8 +16,9 @@ from torch import nn
 
 from training.config import TrainConfig, data_folders
 from training.data import IdxSource
-from training.export import Exported, export
+from training.export import export
 from training.normalization import batch_norms
+from training.packaging import Exported
 from training.run import Trained, load_run, train
 
 IDX_STEMS = (

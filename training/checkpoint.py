@@ -1,14 +1,16 @@
 """Checkpoints: a safetensors file with every parameter and every BatchNorm buffer, and its facts as JSON inside.
 
-Written whole or not at all. `last` also carries the optimizer, so that a run resumes where it stopped.
+Written whole or not at all. `last` holds raw running statistics and also carries the optimizer and the average of
+weights, so that a run resumes where it stopped; what is random follows from its epoch and step. Corrected and
+population statistics go to `best` alone.
 """
 
 import contextlib
 import json
 import os
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -16,14 +18,22 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from training.errors import RunError
+from training.normalization.layers import Statistics
 
 FACTS_KEY = "foldserve"
 OPTIMIZER_PREFIX = "optimizer."
+AVERAGE_PREFIX = "average."
+MISSING_STATISTICS = (
+    "; BatchNorm statistics were not saved, only trainable variables: save the whole state_dict, or estimate them anew"
+)
 
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """What a checkpoint is: the epoch it ends, how it does on validation, and which BatchNorm statistics it holds."""
+    """What a checkpoint is: where the run stood, how it does on validation, which BatchNorm statistics it holds.
+
+    `epoch` epochs and `step` steps of the next one are done; `tally` are the sums of that one so far.
+    """
 
     epoch: int
     validation_accuracy: float
@@ -31,17 +41,27 @@ class Facts:
     best_validation_accuracy: float
     best_validation_loss: float
     seconds: float
-    statistics: Literal["running"] = "running"
+    statistics: Statistics | Literal["running"] = "raw"  # running: what raw was called first
+    step: int = 0
+    tally: dict[str, float] = field(default_factory=dict)
+    threads: int = 0
+    compared: dict[str, float] = field(default_factory=dict)  # validation accuracy by kind of statistics
+    loss_scale: dict[str, Any] = field(default_factory=dict)  # float16's, and steps skipped in a row
 
 
 def save_checkpoint(
-    path: Path, model: nn.Module, facts: Facts, optimizer_state: dict[str, Tensor] | None = None
+    path: Path,
+    model: nn.Module,
+    facts: Facts,
+    optimizer_state: dict[str, Tensor] | None = None,
+    average_state: dict[str, Tensor] | None = None,
 ) -> None:
-    """Write model state, and the optimizer's where given, in one atomic step. Raises RunError when the disk refuses."""
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    for name, tensor in (optimizer_state or {}).items():
-        tensors[OPTIMIZER_PREFIX + name] = tensor.detach().cpu().contiguous()
-    write_atomically(path, save(tensors, metadata={FACTS_KEY: json.dumps(asdict(facts))}))
+    """Write model state, and the optimizer's and average's where given, at once. Raises RunError on a full disk."""
+    tensors = dict(model.state_dict())
+    tensors |= {OPTIMIZER_PREFIX + name: tensor for name, tensor in (optimizer_state or {}).items()}
+    tensors |= {AVERAGE_PREFIX + name: tensor for name, tensor in (average_state or {}).items()}
+    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    write_atomically(path, save(plain, metadata={FACTS_KEY: json.dumps(asdict(facts))}))
 
 
 def load_checkpoint(path: Path, model: nn.Module) -> tuple[Facts, dict[str, Tensor]]:
@@ -49,22 +69,40 @@ def load_checkpoint(path: Path, model: nn.Module) -> tuple[Facts, dict[str, Tens
 
     Raises RunError naming the file and the first key that is missing, unknown or of another shape.
     """
+    facts, tensors = _read(path)
+    optimizer = _taken(tensors, OPTIMIZER_PREFIX)
+    _taken(tensors, AVERAGE_PREFIX)
+    _check_keys(path, model.state_dict(), tensors)
+    model.load_state_dict(tensors)
+    return facts, optimizer
+
+
+def read_facts(path: Path) -> Facts:
+    """Return a checkpoint's facts alone. Raises RunError."""
+    return _read(path)[0]
+
+
+def load_average(path: Path, average: nn.Module) -> None:
+    """Load the average of weights that a checkpoint carries. Raises RunError."""
+    tensors = _taken(_read(path)[1], AVERAGE_PREFIX)
+    _check_keys(path, average.state_dict(), tensors)
+    average.load_state_dict(tensors)
+
+
+def _read(path: Path) -> tuple[Facts, dict[str, Tensor]]:
     try:
         with safe_open(path, framework="pt") as file:
             facts = Facts(**json.loads((file.metadata() or {})[FACTS_KEY]))
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+            return facts, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
     except FileNotFoundError:
         raise RunError(f"{path} is missing; train first, or name the run folder") from None
     except (SafetensorError, OSError, KeyError, ValueError, TypeError) as error:
         raise RunError(f"{path} is not a sound checkpoint: {error}") from None
-    optimizer = {
-        name.removeprefix(OPTIMIZER_PREFIX): tensors.pop(name)
-        for name in list(tensors)
-        if name.startswith(OPTIMIZER_PREFIX)
-    }
-    _check_keys(path, model.state_dict(), tensors)
-    model.load_state_dict(tensors)
-    return facts, optimizer
+
+
+def _taken(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    names = [name for name in tensors if name.startswith(prefix)]
+    return {name.removeprefix(prefix): tensors.pop(name) for name in names}
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -105,7 +143,7 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tenso
 def _check_keys(path: Path, wanted: dict[str, Tensor], found: dict[str, Tensor]) -> None:
     for name, tensor in wanted.items():
         if name not in found:
-            hint = "; BatchNorm statistics were not saved, only trainable variables" if "running_" in name else ""
+            hint = MISSING_STATISTICS if "running_" in name else ""
             raise RunError(f"{path} has no {name}{hint}")
         if found[name].shape != tensor.shape:
             shapes = f"{tuple(found[name].shape)}, the network needs {tuple(tensor.shape)}"

@@ -23,8 +23,11 @@ class Display(Protocol):
 
 
 @contextmanager
-def display(epochs: int, first_epoch: int, images_per_epoch: int) -> Iterator[Display]:
+def display(epochs: int, first_epoch: int, images_per_epoch: int, *, is_shown: bool = True) -> Iterator[Display]:
     """Give a display for the epochs from `first_epoch` to `epochs`."""
+    if not is_shown:
+        yield Nothing()
+        return
     if not sys.stdout.isatty():
         yield PlainLines(epochs)
         return
@@ -38,6 +41,16 @@ def display(epochs: int, first_epoch: int, images_per_epoch: int) -> Iterator[Di
     )
     with Progress(*columns, console=Console()) as bar:
         yield Bar(bar, epochs, first_epoch, images_per_epoch)
+
+
+class Nothing:
+    """What every process but the first shows."""
+
+    def step(self, progress: EpochProgress) -> None:
+        """Say nothing."""
+
+    def epoch(self, row: EpochRow) -> None:
+        """Say nothing."""
 
 
 class PlainLines:

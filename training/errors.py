@@ -5,6 +5,8 @@
     ├── DataError         a data set is missing or damaged
     ├── RunError          a run folder or checkpoint cannot be used, or training diverged
     ├── NotFoldable       a BatchNorm whose statistics cannot be trusted
+    ├── FileRefused       a foreign file is not what it should be, or not safe to read
+    ├── NotConvertible    a network, or a layer of it, has no exact form
     └── ExportRefused     the artifact does not compute what the trained model computes
 
 What goes wrong while an artifact is read or run is raised from `service.errors`.
@@ -29,6 +31,14 @@ class RunError(TrainingError):
 
 class NotFoldable(TrainingError):
     """A BatchNorm whose statistics cannot be trusted; folding would bake the mistake in."""
+
+
+class FileRefused(TrainingError):
+    """A foreign model file is not what it should be, or not safe to read."""
+
+
+class NotConvertible(TrainingError):
+    """A network, or a layer of it, has no exact form; the float form is not concerned."""
 
 
 class ExportRefused(TrainingError):

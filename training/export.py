@@ -1,18 +1,15 @@
 """A finished run → models/<name>/<next version>/: folded, converted, checked, and only then written.
 
     best checkpoint ─ fold (float64) ─ verify each fold ─ ONNX ─ parity at four batch sizes ─ golden images ─ folder
+                                                             └ exact form ─ proved, and held against its integers ┘
 
 The unfolded network in float64 is the measure of everything.
 """
 
-import contextlib
 import logging
-import shutil
-import tempfile
 import warnings
 from collections.abc import Callable
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,45 +19,21 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from service.artifact import (
-    GOLDEN_FILE,
-    INPUT_NAME,
-    MANIFEST_KEY,
-    MODEL_FILE,
-    MODEL_NAME,
-    OUTPUT_NAME,
-    Artifact,
-    Golden,
-    Manifest,
-    Parity,
-    versions,
-)
-from service.engine import Engine, choose_device, open_engine
-from service.errors import ArtifactError
-from service.preprocessing import Preprocessing, decode, encode_png
+from service.artifact import INPUT_NAME, OUTPUT_NAME, Manifest
+from service.engine import choose_device, open_engine
 from training import card, parity
-from training.checkpoint import write_atomically
-from training.errors import ExportRefused, UsageError
-from training.folding.modules import Folded, fold, verify
+from training.data import Split
+from training.errors import ExportRefused
+from training.exact.convert import Labelled, Material
+from training.exact.options import ExactOptions
+from training.folding.modules import fold, verify
 from training.loop import Normalize
 from training.normalization import norm_records
+from training.packaging import Exported, check_name, package
 from training.run import Trained
 
 OPSET = 20
-GOLDEN_IMAGES = 16
-GOLDEN_ROOM = 4  # the golden tolerance is this many times the largest difference seen at export
 VERIFIED_IMAGES = 256
-
-
-@dataclass(frozen=True, slots=True)
-class Exported:
-    """What was written, and what the checks saw."""
-
-    folder: Path
-    manifest: Manifest
-    parity: Parity
-    digest: str
-    bytes: int
 
 
 class Classifier(nn.Module):
@@ -72,43 +45,86 @@ class Classifier(nn.Module):
         self.network = network
 
     def forward(self, image: Tensor) -> Tensor:
-        """Transpose while the pixels are bytes, which moves a quarter of what floats would."""
-        logits: Tensor = self.network(self.normalize(image.permute(0, 3, 1, 2)))  # (N, H, W, C) → (N, C, H, W)
+        """Transpose while the pixels are bytes, which moves a quarter of what floats would.
+
+        `contiguous` costs no node; without it the exporter traces the strides of channels that lie last, and writes an
+        adaptive pooling as a Gather over all positions.
+        """
+        standardised = self.normalize(image.permute(0, 3, 1, 2)).contiguous()  # (N, H, W, C) → (N, C, H, W)
+        logits: Tensor = self.network(standardised)
         return logits
 
 
-def export(trained: Trained, models: Path, name: str, *, say: Callable[[str], None] = print) -> Exported:
-    """Write the artifact of a run as the next version of `name`.
+def export(
+    trained: Trained,
+    models: Path,
+    name: str,
+    *,
+    exact: ExactOptions = ExactOptions(),  # noqa: B008 - frozen
+    say: Callable[[str], None] = print,
+) -> Exported:
+    """Write the artifact of a run as the next version of `name`, with its exact form where that is asked for.
 
     Raises UsageError for a bad name, NotFoldable, or ExportRefused; then nothing was written.
     """
     check_name(name)
-    images = real_images(trained)
-    folded = _fold(trained, images)
+    manifest, images = _manifest(trained, name), real_images(trained)
+    return export_network(trained.network, manifest, images, models, exact=exact, material=_material(trained), say=say)
+
+
+def export_network(
+    network: nn.Module,
+    manifest: Manifest,
+    images: NDArray[np.uint8],
+    models: Path,
+    *,
+    exact: ExactOptions,
+    material: Material | None,
+    say: Callable[[str], None] = print,
+) -> Exported:
+    """Fold a network in evaluation mode, convert it, hold it against `images` and write the artifact.
+
+    `manifest` tells all but the folds and the parity. Images uint8 (N, height, width, channels).
+    Raises NotFoldable or ExportRefused; then nothing was written.
+    """
+    spec = manifest.preprocessing
+    normalize = Normalize(spec.mean, spec.std)
+    standardised = normalize(torch.from_numpy(images[:VERIFIED_IMAGES]).permute(0, 3, 1, 2))
+    folded = verify(fold(network, standardised), standardised)
     say(card.fold_table(folded.folds, folded.kept))
-    normalize = Normalize(trained.pixels.mean, trained.pixels.std)
+    if folded.end_to_end is not None:
+        say(card.fold_error_line(folded.end_to_end))
     wanted = parity.reference(Classifier(normalize, folded.unfolded), images)
     model = to_onnx(Classifier(normalize, folded.module), example=images[:2])
     engine = open_engine(model.SerializeToString(), choose_device("cpu"))
     seen = parity.check(engine.run, images, wanted)
-    say(card.parity_line(seen))
-    manifest = _manifest(trained, name, folded, seen)
-    model.metadata_props.add(key=MANIFEST_KEY, value=manifest.model_dump_json())
-    onnx.checker.check_model(model, full_check=True)
-    golden = _golden(images, wanted, seen, manifest.preprocessing)
-    return _write(models, name, manifest, model.SerializeToString(), golden)
+    say(card.parity_line(seen, manifest.training.get("images", card.REAL)))
+    found: dict[str, Any] = {
+        "folds": folded.folds,
+        "kept": folded.kept,
+        "fold_error": folded.end_to_end,
+        "parity": seen,
+    }
+    return package(
+        models, model, manifest.model_copy(update=found), images, wanted, exact=exact, material=material, say=say
+    )
 
 
-def check_name(name: str) -> None:
-    """Raise UsageError for a name that cannot be a model's."""
-    if not MODEL_NAME.fullmatch(name):
-        raise UsageError(f"--name {name}: use letters, digits, dots, dashes and underscores, at most 100")
+def _material(trained: Trained) -> Material:
+    """Return training images to calibrate and fine-tune with, and the validation images to judge by."""
+    training, validation = trained.dataset.training, trained.dataset.validation
+    return Material(training.images, _labelled(validation), _labelled(training))
+
+
+def _labelled(split: Split) -> Labelled:
+    return Labelled(split.images, split.targets.astype(np.int64))
 
 
 def real_images(trained: Trained) -> NDArray[np.uint8]:
     """Return at least FEWEST_IMAGES images of the data set, test images first, uint8 (N, height, width, channels)."""
-    parts = [trained.dataset.test.images, trained.dataset.validation.images, trained.dataset.training.images]
-    images = np.concatenate(parts)[: parity.FEWEST_IMAGES]
+    parts = (trained.dataset.test, trained.dataset.validation, trained.dataset.training)
+    chosen = [part.images[: parity.FEWEST_IMAGES] for part in parts]  # files are decoded here, so only what is needed
+    images: NDArray[np.uint8] = np.concatenate(chosen)[: parity.FEWEST_IMAGES]
     if len(images) < parity.FEWEST_IMAGES:
         raise ExportRefused(f"the check needs {parity.FEWEST_IMAGES} real images, the data set has {len(images)}")
     return images
@@ -167,77 +183,14 @@ def _without_traces(model: onnx.ModelProto) -> onnx.ModelProto:
     return model
 
 
-def _fold(trained: Trained, images: NDArray[np.uint8]) -> Folded:
-    normalize = Normalize(trained.pixels.mean, trained.pixels.std)
-    standardised = normalize(torch.from_numpy(images[:VERIFIED_IMAGES]).permute(0, 3, 1, 2))
-    return verify(fold(trained.network, standardised), standardised)
-
-
-def _manifest(trained: Trained, name: str, folded: Folded, seen: Parity) -> Manifest:
-    _, height, width, channels = trained.dataset.training.images.shape
-    spec = Preprocessing(
-        mode="L" if channels == 1 else "RGB",
-        size=(height, width),
-        mean=trained.pixels.mean,
-        std=trained.pixels.std,
-    )
+def _manifest(trained: Trained, name: str) -> Manifest:
+    spec = trained.dataset.preprocessing.model_copy(update={"mean": trained.pixels.mean, "std": trained.pixels.std})
     return Manifest(
         name=name,
         labels=trained.dataset.labels,
         preprocessing=spec,
-        folds=folded.folds,
-        kept=folded.kept,
-        batchnorm=norm_records(trained.network),
-        parity=seen,
+        batchnorm=norm_records(trained.network, trained.statistics),
         pixels=trained.pixels,
         training=trained.result,
         licence=f"data: {trained.dataset.licence}",
     )
-
-
-def _golden(images: NDArray[np.uint8], wanted: parity.Reference, seen: Parity, spec: Preprocessing) -> Golden:
-    """Take images spread over the checked ones, as PNG files, with the unfolded model's answers."""
-    chosen = np.linspace(0, len(images) - 1, GOLDEN_IMAGES).astype(int)
-    encoded = tuple(encode_png(images[index]) for index in chosen)
-    pixels = np.stack([decode(image, spec) for image in encoded])
-    if not np.array_equal(pixels, images[chosen]):
-        raise ExportRefused("decoding changed the pixels of a golden image; nothing was written")
-    return Golden(encoded, pixels, wanted.logits[chosen], GOLDEN_ROOM * seen.max_abs_difference)
-
-
-def _write(models: Path, name: str, manifest: Manifest, model_bytes: bytes, golden: Golden) -> Exported:
-    """Write a hidden folder, read it back as the service will, then rename it: whole or not at all."""
-    parent = models / name
-    try:
-        parent.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(prefix=".partial-", dir=parent))
-    except OSError as error:
-        raise ExportRefused(f"{parent} cannot be written: {error.strerror}") from None
-    try:
-        partial.chmod(0o755)  # a temporary folder is its maker's alone; a service may run as somebody else
-        write_atomically(partial / MODEL_FILE, model_bytes)
-        write_atomically(partial / GOLDEN_FILE, golden.to_bytes())
-        artifact = Artifact.load(partial)
-        _check_as_served(artifact, open_engine(artifact.model_bytes, choose_device("cpu")))
-        folder = _next_version(parent)
-        (partial / "README.md").write_text(card.model_card(manifest, artifact.digest, folder), encoding="utf-8")
-        partial.rename(folder)
-    except OSError as error:
-        raise ExportRefused(f"{parent} cannot be written: {error.strerror}") from None
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-        with contextlib.suppress(OSError):
-            parent.rmdir()  # only where nothing is in it
-    assert manifest.parity is not None
-    return Exported(folder, manifest, manifest.parity, artifact.digest, len(model_bytes))
-
-
-def _check_as_served(artifact: Artifact, engine: Engine) -> None:
-    try:
-        artifact.golden.check(engine.run, artifact.manifest.preprocessing)
-    except ArtifactError as error:
-        raise ExportRefused(f"the artifact fails its own golden images: {error}; nothing was written") from None
-
-
-def _next_version(parent: Path) -> Path:
-    return parent / str(max(versions(parent), default=0) + 1)

@@ -1,12 +1,10 @@
 """Training and evaluation, as functions over (network, images, optimizer).
 
-Images live on the device as uint8 and are augmented there in batches; each epoch's order and changes follow from the
-seed and the epoch's number alone, so that a resumed run sees what a whole one would.
+An epoch's batches come from `batches`, a step is `learner`'s; here are the epoch, the schedule and the score.
 """
 
-import math
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from time import perf_counter
 
@@ -14,29 +12,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from training.augmentation import Jitter, jitter
+from training import distributed
+from training.batches import Batches as Batches  # noqa: PLC0414 - who evaluates needs both
+from training.batches import epoch_steps, seed_of, training_batches
+from training.batches import steps_per_epoch as steps_per_epoch  # noqa: PLC0414
 from training.config import TrainConfig
-from training.data import Split
-from training.errors import RunError, UsageError
-
-EVALUATION_BATCH = 1000
-
-
-@dataclass(frozen=True, slots=True)
-class Batches:
-    """A split on its device: images uint8 (N, channels, height, width), targets int64 (N,)."""
-
-    images: Tensor
-    targets: Tensor
-
-    @classmethod
-    def on(cls, device: torch.device, split: Split) -> "Batches":
-        """Move a split to the device once."""
-        images = torch.from_numpy(split.images).permute(0, 3, 1, 2)  # (N, H, W, C) → (N, C, H, W)
-        return cls(images.contiguous().to(device), torch.from_numpy(split.targets).to(device))
-
-    def __len__(self) -> int:
-        return len(self.targets)
+from training.errors import UsageError
+from training.learner import Learner
+from training.normalization.running import correction, freeze_statistics
+from training.optimization import build_schedule
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,27 +77,19 @@ def choose_precision(requested: str, device: torch.device) -> str:
     return "bfloat16" if is_native else "float32"
 
 
-def autocast(config: TrainConfig, device: torch.device) -> AbstractContextManager[object]:
-    """Return the arithmetic of a training step; parameters and BatchNorm statistics stay float32 in any case."""
-    is_narrow = choose_precision(config.precision, device) == "bfloat16"
-    return torch.autocast(device.type, torch.bfloat16) if is_narrow else nullcontext()
+@dataclass(slots=True)
+class Tally:
+    """Sums over the images of an epoch so far, and the steps that they took."""
 
+    step: int = 0
+    loss: float = 0.0
+    hits: int = 0
+    images: int = 0
 
-def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.SGD:
-    """Return SGD with Nesterov momentum. Weight decay spares biases and BatchNorm's γ and β: they are vectors."""
-    parameters = list(model.parameters())
-    groups = [
-        {"params": [one for one in parameters if one.ndim > 1], "weight_decay": config.weight_decay},
-        {"params": [one for one in parameters if one.ndim <= 1], "weight_decay": 0.0},
-    ]
-    return torch.optim.SGD(groups, lr=config.learning_rate, momentum=config.momentum, nesterov=config.momentum > 0)
-
-
-def learning_rate(config: TrainConfig, progress: float) -> float:
-    """Return the rate at `progress` (0 to 1): from a 25th of the peak up to it, then down to 0, both in a line."""
-    if progress < config.warmup_share:
-        return config.learning_rate * (1 + 24 * progress / config.warmup_share) / 25
-    return config.learning_rate * (1 - progress) / (1 - config.warmup_share)
+    def score(self) -> Score:
+        """Return the means; 0 before the first image."""
+        count = max(self.images, 1)
+        return Score(self.loss / count, self.hits / count)
 
 
 def train_epoch(
@@ -125,58 +101,56 @@ def train_epoch(
     report: Callable[[Progress], None],
 ) -> Score:
     """Train epoch `epoch`, counted from 1, telling `report` each step. Raises RunError when the loss is not finite."""
-    device = batches.images.device
-    steps = steps_per_epoch(len(batches), config)
-    model.train()
+    learner = Learner(model, optimizer, config, arithmetic=arithmetic(config, batches.device))
+    return continue_epoch(learner, batches, epoch, Tally(), report)
+
+
+def continue_epoch(
+    learner: Learner,
+    batches: Batches,
+    epoch: int,
+    tally: Tally,
+    report: Callable[[Progress], None],
+    after_step: Callable[[Tally], None] = lambda _: None,
+) -> Score:
+    """Train what is left of an epoch after `tally.step` steps, which `tally` goes on to count."""
+    config = learner.config
+    steps = epoch_steps(batches, config)
+    schedule = build_schedule(config, learner.optimizer, steps)
+    is_frozen = 0 < config.freeze_statistics_from <= epoch
+    learner.model.train()
+    if is_frozen:
+        freeze_statistics(learner.network)
     started = perf_counter()
-    losses, hits, seen = 0.0, 0, 0
-    for step, (images, targets) in enumerate(_training_batches(batches, config, epoch)):
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(config, ((epoch - 1) * steps + step) / (config.epochs * steps))
-        with autocast(config, device):
-            logits = model(images)
-        loss = functional.cross_entropy(logits.float(), targets, label_smoothing=config.label_smoothing)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call] # torch leaves it untyped
-        optimizer.step()
-        losses += loss.item() * len(targets)
-        hits += int((logits.argmax(1) == targets).sum())
-        seen += len(targets)
-        if not math.isfinite(losses):
-            raise RunError(
-                f"the loss is not finite in epoch {epoch}; set learning_rate lower than {config.learning_rate}"
-            )
-        report(Progress(epoch, seen, losses / seen, hits / seen, perf_counter() - started))
-    return Score(losses / seen, hits / seen)
+    for step, micro in training_batches(batches, config, epoch, tally.step):
+        torch.manual_seed(seed_of(config.seed, epoch, step, distributed.rank()))  # dropout and the like
+        schedule.apply((epoch - 1) * steps + step)
+        with correction(learner.network, is_on=True) if is_frozen and config.bn_bias_correction else nullcontext():
+            outcome = learner.step(micro, epoch)
+        tally.step, tally.images = step + 1, tally.images + outcome.images
+        tally.loss, tally.hits = tally.loss + outcome.loss, tally.hits + outcome.hits
+        score = tally.score()
+        report(Progress(epoch, tally.images, score.loss, score.accuracy, perf_counter() - started))
+        after_step(tally)
+    loss, hits, images = distributed.summed([tally.loss, tally.hits, tally.images], learner.device)
+    return Score(loss / max(images, 1), hits / max(images, 1))
 
 
-def steps_per_epoch(images: int, config: TrainConfig) -> int:
-    """Return the number of whole batches; BatchNorm would learn from a last batch of one image. Raises UsageError."""
-    if images < config.batch_size:
-        raise UsageError(f"batch_size = {config.batch_size}: there are only {images} training images")
-    return images // config.batch_size
+def arithmetic(config: TrainConfig, device: torch.device) -> torch.dtype:
+    """Return the type in which training multiplies; parameters and BatchNorm's arithmetic are float32 in any case."""
+    chosen: torch.dtype = getattr(torch, choose_precision(config.precision, device))
+    return chosen
 
 
 @torch.no_grad()
-def evaluate(model: nn.Module, batches: Batches) -> Score:
-    """Return loss and accuracy in evaluation mode, in float32."""
+def evaluate(model: nn.Module, batches: Batches, domain: int | None = None) -> Score:
+    """Return loss and accuracy in evaluation mode, in float32, over all processes; of one domain where given."""
     model.eval()
-    loss, hits = 0.0, 0
-    for start in range(0, len(batches), EVALUATION_BATCH):
-        targets = batches.targets[start : start + EVALUATION_BATCH]
-        logits = model(batches.images[start : start + EVALUATION_BATCH])
+    loss, hits, seen = 0.0, 0, 0
+    for images, targets in batches.fetch(batches.in_order(domain)):
+        logits = model(images)
         loss += functional.cross_entropy(logits, targets, reduction="sum").item()
         hits += int((logits.argmax(1) == targets).sum())
-    return Score(loss / len(batches), hits / len(batches))
-
-
-def _training_batches(batches: Batches, config: TrainConfig, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
-    # Large strides keep the streams of neighbouring seeds and epochs apart.
-    generator = torch.Generator().manual_seed(config.seed * 1_000_003 + epoch)
-    torch.manual_seed(config.seed * 1_000_003 + epoch)  # dropout and the like
-    largest = Jitter(config.translate, config.rotate, config.scale)
-    device = batches.images.device
-    order = torch.randperm(len(batches), generator=generator).to(device)
-    for step in range(steps_per_epoch(len(batches), config)):
-        indices = order[step * config.batch_size : (step + 1) * config.batch_size]
-        yield jitter(batches.images[indices], largest, generator), batches.targets[indices]
+        seen += len(targets)
+    total_loss, total_hits, total = distributed.summed([loss, hits, seen], batches.device)
+    return Score(total_loss / max(total, 1), total_hits / max(total, 1))

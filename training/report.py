@@ -14,7 +14,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from training.checkpoint import write_atomically
 from training.errors import RunError
-from training.normalization import batch_norms
+from training.normalization.running import Snapshot, drift, snapshot
 
 METRICS_FILE = "metrics.csv"
 RESULT_FILE = "result.json"
@@ -37,29 +37,57 @@ class EpochRow:
 class Recorder:
     """Writes each epoch to metrics.csv, flushed, and to TensorBoard, with the drift of every BatchNorm."""
 
-    def __init__(self, rows: "csv.DictWriter[str]", flush: Any, events: SummaryWriter) -> None:
+    def __init__(self, rows: "csv.DictWriter[str]", flush: Any, events: SummaryWriter, path: Path) -> None:
         self._rows = rows
         self._flush = flush
         self._events = events
+        self._path = path
+        self._statistics: Snapshot | None = None
 
     def epoch(self, row: EpochRow, model: nn.Module) -> None:
-        """Record an epoch."""
+        """Record an epoch. Raises RunError when the disk refuses."""
         values = asdict(row)
-        self._rows.writerow(values)
-        self._flush()
+        try:
+            self._rows.writerow(values)
+            self._flush()
+        except OSError as error:
+            raise RunError(
+                f"{self._path} cannot be written: {error.strerror}; make room and go on with --resume"
+            ) from None
         for name, value in values.items():
             if name != "epoch":
                 self._events.add_scalar(name.replace("_", "/", 1), value, row.epoch)
-        for name, norm in batch_norms(model):
-            if norm.running_mean is not None and norm.running_var is not None:
-                self._events.add_scalar(f"batchnorm/{name}/mean", norm.running_mean.mean(), row.epoch)
-                self._events.add_scalar(f"batchnorm/{name}/variance", norm.running_var.mean(), row.epoch)
+        self._statistics_of(model, row.epoch)
         self._events.flush()
+
+    def _statistics_of(self, model: nn.Module, epoch: int) -> None:
+        now = snapshot(model)
+        for name, (mean, variance) in now.items():
+            self._events.add_scalar(f"batchnorm/{name}/mean", mean.mean(), epoch)
+            self._events.add_scalar(f"batchnorm/{name}/variance", variance.mean(), epoch)
+        for name, (mean_way, variance_way) in drift(self._statistics or now, now).items():
+            if self._statistics is not None:
+                self._events.add_scalar(f"batchnorm/{name}/mean_drift", mean_way, epoch)
+                self._events.add_scalar(f"batchnorm/{name}/variance_drift", variance_way, epoch)
+        self._statistics = now
+
+
+class Silent(Recorder):
+    """What every process but the first records."""
+
+    def __init__(self) -> None:
+        """Need nothing."""
+
+    def epoch(self, row: EpochRow, model: nn.Module) -> None:
+        """Record nothing."""
 
 
 @contextmanager
-def recorder(run: Path, last_epoch: int) -> Iterator[Recorder]:
+def recorder(run: Path, last_epoch: int, *, is_writing: bool = True) -> Iterator[Recorder]:
     """Open the run's records after `last_epoch`, 0 for a new run; rows beyond it, of a run cut short, are dropped."""
+    if not is_writing:
+        yield Silent()
+        return
     path = run / METRICS_FILE
     names = [field.name for field in fields(EpochRow)]
     kept = io.StringIO(newline="")
@@ -70,7 +98,7 @@ def recorder(run: Path, last_epoch: int) -> Iterator[Recorder]:
     with path.open("a", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, names)
         with SummaryWriter(str(run), purge_step=last_epoch + 1) as events:
-            yield Recorder(writer, file.flush, events)
+            yield Recorder(writer, file.flush, events, path)
 
 
 def read_metrics(path: Path) -> list[EpochRow]:

@@ -1,15 +1,9 @@
 """A run: a folder with its configuration, metrics, checkpoints and result, made by `train` and read by `export`."""
 
 import json
-import platform
-import shutil
-import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
-from time import perf_counter
 from typing import Any
 
 import numpy as np
@@ -17,35 +11,27 @@ import torch
 from torch import nn
 
 from service.artifact import PixelStatistics
-from training import console
+from training import distributed
 from training.architectures import build
-from training.checkpoint import (
-    Facts,
-    load_checkpoint,
-    optimizer_tensors,
-    restore_optimizer,
-    save_checkpoint,
-    write_atomically,
-)
+from training.batches import Batches, epoch_steps
+from training.checkpoint import Facts, load_checkpoint, read_facts, write_atomically
 from training.config import TrainConfig
 from training.data import Dataset, load
-from training.errors import RunError, UsageError
-from training.loop import (
-    Batches,
-    Normalize,
-    build_optimizer,
-    choose_device,
-    choose_precision,
-    evaluate,
-    learning_rate,
-    steps_per_epoch,
-    train_epoch,
-)
-from training.report import METRICS_FILE, RESULT_FILE, EpochRow, read_result, recorder, write_result
+from training.distributed import processes
+from training.errors import DataError, RunError, UsageError
+from training.fitting import BEST_FILE, LAST_FILE, Fit
+from training.learner import Learner
+from training.loop import Normalize, arithmetic, choose_device
+from training.normalization.domains import of_domain, separate
+from training.normalization.layers import Statistics
+from training.normalization.running import freeze_affine
+from training.normalization.synchronized import synchronize
+from training.optimization import build_optimizer
+from training.outcome import opening_line, result_of
+from training.report import METRICS_FILE, RESULT_FILE, read_result, write_result
 
 CONFIG_FILE = "config.json"
-BEST_FILE = "best.safetensors"
-LAST_FILE = "last.safetensors"
+PIXEL_CHUNK = 10_000
 RUN_FILES = (CONFIG_FILE, METRICS_FILE, RESULT_FILE, BEST_FILE, LAST_FILE)
 
 
@@ -60,6 +46,23 @@ class Trained:
     facts: Facts
     result: dict[str, Any]
 
+    @property
+    def statistics(self) -> Statistics:
+        """Which BatchNorm statistics the network holds."""
+        return "raw" if self.facts.statistics == "running" else self.facts.statistics
+
+    def by_domain(self) -> "dict[str, Trained]":
+        """Return one run for each domain that has BatchNorm of its own, by name; nothing where it is shared."""
+        if self.config.domains != "separate":
+            return {}
+        return {domain: self._of_domain(domain) for domain in self.dataset.domains}
+
+    def _of_domain(self, domain: str) -> "Trained":
+        dataset, test_accuracy = self.dataset.of_domain(domain), self.result["domains"][domain]
+        told = {"dataset": domain, "split": dataset.split, "test_images": len(dataset.test)}
+        result = {**self.result, **told, "test_accuracy": test_accuracy, "domain_of": self.dataset.name}
+        return replace(self, dataset=dataset, network=of_domain(self.network, domain), result=result)
+
 
 def train(
     config: TrainConfig,
@@ -73,25 +76,69 @@ def train(
 ) -> dict[str, Any]:
     """Train, or continue, and return the result, which also lies in the run folder.
 
-    Raises UsageError, DataError or RunError; nothing that a run folder held is lost unless `overwrite`.
+    Under torchrun every process calls it; the first writes. Raises UsageError, DataError or RunError; nothing that a
+    run folder held is lost unless `overwrite`.
     """
     config = _resumed(run) if resume else config
-    device = choose_device(config.device)
-    dataset = load(config, data_dir, download=download)
-    steps_per_epoch(len(dataset.training), config)
+    with processes(choose_device(config.device)) as device:
+        tell = say if distributed.rank() == 0 else _say_nothing
+        set_threads(config, run / LAST_FILE if resume else None, tell)
+        dataset = load_dataset(config, data_dir, download=download, say=tell)
+        setup = prepare(config, dataset, device)
+        fit = Fit(*setup, domains=dataset.domains, run=run, say=tell)
+        if not resume and distributed.rank() == 0:  # once nothing is left that could refuse the configuration
+            _prepare_folder(run, config, overwrite=overwrite)
+        distributed.barrier()
+        fit.resume()
+        tell(opening_line(config, dataset, fit.learner.model, device))
+        fit.epochs()
+        facts = fit.choose_statistics()  # what is described below is what `best` holds
+        result = result_of(config, dataset, facts, fit, device)
+        if distributed.rank() == 0:
+            write_result(run, result)
+        return result
+
+
+def load_dataset(
+    config: TrainConfig, data_dir: Path | None, *, download: bool, say: Callable[[str], None] = print
+) -> Dataset:
+    """Load the data set, downloaded by the first process alone. Raises UsageError or DataError."""
+    if distributed.world_size() == 1:
+        return load(config, data_dir, download=download, say=say)
+    if distributed.rank() == 0:
+        load(config, data_dir, download=download, say=say)
+    distributed.barrier()
+    return load(config, data_dir, say=_say_nothing)
+
+
+def prepare(config: TrainConfig, dataset: Dataset, device: torch.device) -> tuple[Learner, Batches, Batches]:
+    """Build what learns, and put training and validation images where it learns. Raises UsageError or DataError."""
+    _check_shares(config)
+    torch.use_deterministic_algorithms(config.deterministic)
     torch.manual_seed(config.seed)
-    pixels = pixel_statistics(dataset)
-    model = nn.Sequential(Normalize(pixels.mean, pixels.std), build_network(config, dataset))
-    if not resume:
-        _prepare_folder(run, config, overwrite=overwrite)  # once nothing is left that could refuse the configuration
+    pixels = pixel_statistics(dataset, standardise=config.standardise)
+    training = Batches.on(device, dataset.training, config.workers)
+    epoch_steps(training, config)
+    network = build_network(config, dataset)
+    if config.freeze_affine:
+        freeze_affine(network)
+    if distributed.world_size() > 1 and config.sync_bn:
+        network = synchronize(network, device)
+    model = nn.Sequential(Normalize(pixels.mean, pixels.std), network)
     model.to(device, torch.float32, memory_format=torch.channels_last)  # type: ignore[call-overload] # not in the stubs
-    say(_opening_line(config, dataset, model, device))
-    seconds = _fit(model, dataset, config, run, device).seconds
-    facts, _ = load_checkpoint(run / BEST_FILE, model[1])  # what is described below is what this file holds
-    test = evaluate(model, Batches.on(device, dataset.test))
-    result = _result(config, dataset, facts, seconds, test.accuracy, device)
-    write_result(run, result)
-    return result
+    optimizer = build_optimizer(config, model)
+    learner = Learner(model, optimizer, config, domains=dataset.domains, arithmetic=arithmetic(config, device))
+    return learner, training, Batches.on(device, dataset.validation, config.workers)
+
+
+def set_threads(config: TrainConfig, last: Path | None, say: Callable[[str], None] = print) -> None:
+    """Use the threads that are asked for, or those of the run that goes on: another number sums in another order."""
+    recorded = read_facts(last).threads if last is not None and last.exists() else 0
+    wanted = config.threads or recorded
+    if wanted and wanted != torch.get_num_threads():
+        say(f"{wanted} CPU threads, as {'configured' if config.threads else 'the run had'}; here it would be "
+            f"{torch.get_num_threads()}")  # fmt: skip
+        torch.set_num_threads(wanted)
 
 
 def load_run(run: Path, data_dir: Path | None = None) -> Trained:
@@ -101,7 +148,8 @@ def load_run(run: Path, data_dir: Path | None = None) -> Trained:
     dataset = load(config, data_dir)
     network = build_network(config, dataset)
     facts, _ = load_checkpoint(run / BEST_FILE, network)
-    return Trained(config, dataset, pixel_statistics(dataset), network.eval(), facts, result)
+    pixels = pixel_statistics(dataset, standardise=config.standardise)
+    return Trained(config, dataset, pixels, network.eval(), facts, result)
 
 
 def read_config(run: Path) -> TrainConfig:
@@ -113,21 +161,57 @@ def read_config(run: Path) -> TrainConfig:
 
 
 def build_network(config: TrainConfig, dataset: Dataset) -> nn.Module:
-    """Build the untrained network of a run."""
+    """Build the untrained network of a run, with a BatchNorm for each domain where that is asked for."""
     _, height, _, channels = dataset.training.images.shape
     classes = len(dataset.labels)
-    return build(config.architecture, channels=channels, classes=classes, size=height, bn_momentum=config.bn_momentum)
+    network = build(
+        config.architecture,
+        channels=channels,
+        classes=classes,
+        size=height,
+        norm=config.norm,
+        bn_momentum=config.bn_momentum,
+        bn_eps=config.bn_eps,
+        dropout=config.dropout,
+    )
+    return separate(network, dataset.domains) if config.domains == "separate" else network
 
 
-def pixel_statistics(dataset: Dataset) -> PixelStatistics:
-    """Return mean and deviation per channel of the training pixels scaled to 0–1, in float64, rounded to 6 digits."""
-    pixels = dataset.training.images
-    counts = [np.bincount(pixels[..., channel].ravel(), minlength=256) for channel in range(pixels.shape[-1])]
+def pixel_statistics(dataset: Dataset, *, standardise: bool = True) -> PixelStatistics:
+    """Return mean and deviation per channel of the training pixels scaled to 0–1, in float64, rounded to 6 digits.
+
+    Without `standardise` they are 0 and 1, which leaves pixels scaled to 0–1 as they are.
+    Raises DataError where a channel has one value only: dividing by its deviation would say nothing.
+    """
+    images = dataset.training.images
+    channels = images.shape[-1]
+    if not standardise:
+        return PixelStatistics(mean=(0.0,) * channels, std=(1.0,) * channels)
+    counts = np.zeros((channels, 256), np.int64)
+    for start in range(0, len(images), PIXEL_CHUNK):
+        pixels = images[start : start + PIXEL_CHUNK]
+        counts += [np.bincount(pixels[..., channel].ravel(), minlength=256) for channel in range(channels)]
     levels = np.arange(256) / 255
     means = [float(np.average(levels, weights=count)) for count in counts]
     variances = [np.average((levels - mean) ** 2, weights=count) for mean, count in zip(means, counts, strict=True)]
     deviations = tuple(round(float(np.sqrt(variance)), 6) for variance in variances)
+    if min(deviations) == 0:
+        raise DataError(
+            f"{dataset.name}: every training image has one and the same value in channel {deviations.index(0)}; check "
+            "the images, or set mode = L"
+        )
     return PixelStatistics(mean=tuple(round(mean, 6) for mean in means), std=deviations)
+
+
+def _say_nothing(_: str) -> None:
+    pass
+
+
+def _check_shares(config: TrainConfig) -> None:
+    """Raise UsageError where a micro-batch cannot be divided evenly over the processes."""
+    size, world = config.batch_size // config.accumulate, distributed.world_size()
+    if size % world or (world > 1 and size // world < 2):
+        raise UsageError(f"batch_size = {config.batch_size}: {size} images do not divide over {world} processes")
 
 
 def _resumed(run: Path) -> TrainConfig:
@@ -150,122 +234,3 @@ def _prepare_folder(run: Path, config: TrainConfig, *, overwrite: bool) -> None:
     except OSError as error:
         raise RunError(f"{run} cannot be made: {error.strerror}") from None
     write_atomically(run / CONFIG_FILE, config.to_json().encode())
-
-
-def _fit(model: nn.Sequential, dataset: Dataset, config: TrainConfig, run: Path, device: torch.device) -> Facts:
-    """Train the epochs that are left; return the facts of the last checkpoint."""
-    network, optimizer = model[1], build_optimizer(model, config)
-    facts = Facts(
-        epoch=0,
-        validation_accuracy=0.0,
-        best_epoch=0,
-        best_validation_accuracy=-1.0,
-        best_validation_loss=0.0,
-        seconds=0.0,
-    )
-    if (run / LAST_FILE).exists():
-        facts, tensors = load_checkpoint(run / LAST_FILE, network)
-        restore_optimizer(optimizer, tensors)
-    training, validation = Batches.on(device, dataset.training), Batches.on(device, dataset.validation)
-    per_epoch = steps_per_epoch(len(training), config) * config.batch_size
-    with (
-        recorder(run, facts.epoch) as records,
-        console.display(config.epochs, facts.epoch + 1, per_epoch) as display,
-    ):
-        for epoch in range(facts.epoch + 1, config.epochs + 1):
-            row = _one_epoch(model, training, validation, optimizer, config, epoch, facts.seconds, display)
-            records.epoch(row, network)  # before the checkpoint: a row without one is dropped when the run resumes
-            facts = _keep(run, network, optimizer, row, facts)
-            display.epoch(row)
-    return facts
-
-
-def _one_epoch(
-    model: nn.Module,
-    training: Batches,
-    validation: Batches,
-    optimizer: torch.optim.Optimizer,
-    config: TrainConfig,
-    epoch: int,
-    seconds_before: float,
-    display: console.Display,
-) -> EpochRow:
-    started = perf_counter()
-    score = train_epoch(model, training, optimizer, config, epoch, display.step)
-    trained_s = perf_counter() - started
-    held_out = evaluate(model, validation)
-    images = steps_per_epoch(len(training), config) * config.batch_size
-    return EpochRow(
-        epoch=epoch,
-        train_loss=score.loss,
-        train_accuracy=score.accuracy,
-        validation_loss=held_out.loss,
-        validation_accuracy=held_out.accuracy,
-        learning_rate=learning_rate(config, epoch / config.epochs),
-        images_per_second=images / trained_s,
-        seconds=seconds_before + perf_counter() - started,
-    )
-
-
-def _keep(run: Path, network: nn.Module, optimizer: torch.optim.Optimizer, row: EpochRow, before: Facts) -> Facts:
-    """Write the checkpoints of an epoch: `best` where it is one, then `last`, which makes the epoch count."""
-    facts = replace(before, epoch=row.epoch, validation_accuracy=row.validation_accuracy, seconds=row.seconds)
-    best_so_far = before.best_validation_accuracy, -before.best_validation_loss
-    if (row.validation_accuracy, -row.validation_loss) >= best_so_far:  # accuracy ties often; the loss then decides
-        facts = replace(
-            facts,
-            best_epoch=row.epoch,
-            best_validation_accuracy=row.validation_accuracy,
-            best_validation_loss=row.validation_loss,
-        )
-        save_checkpoint(run / BEST_FILE, network, facts)
-    save_checkpoint(run / LAST_FILE, network, facts, optimizer_tensors(optimizer))
-    return facts
-
-
-def _opening_line(config: TrainConfig, dataset: Dataset, model: nn.Module, device: torch.device) -> str:
-    parameters = sum(parameter.numel() for parameter in model.parameters())
-    sizes = f"{len(dataset.training)} training, {len(dataset.validation)} validation, {len(dataset.test)} test images"
-    network = f"{config.architecture} ({parameters:,} parameters)"
-    return f"{network} on {dataset.name}: {sizes}, {config.epochs} epochs, {device}"
-
-
-def _result(
-    config: TrainConfig, dataset: Dataset, facts: Facts, seconds: float, test_accuracy: float, device: torch.device
-) -> dict[str, Any]:
-    return {
-        "dataset": dataset.name,
-        "split": dataset.split,
-        "architecture": config.architecture,
-        "seed": config.seed,
-        "epochs": config.epochs,
-        "best_epoch": facts.epoch,
-        "validation_accuracy": facts.validation_accuracy,
-        "test_accuracy": test_accuracy,
-        "test_images": len(dataset.test),
-        "seconds": round(seconds, 1),
-        "precision": choose_precision(config.precision, device),
-        "device": torch.cuda.get_device_name() if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads",
-        "versions": {
-            "foldserve": version("foldserve"),
-            "torch": torch.__version__,
-            "python": platform.python_version(),
-        },
-        "commit": _commit(),
-        "date": datetime.now(UTC).date().isoformat(),
-    }
-
-
-def _commit() -> str | None:
-    """Return the commit of this source tree, marked where it was changed since, or None where it is not in git."""
-    git = shutil.which("git")
-    if git is None or not (Path(__file__).parent.parent / ".git").exists():
-        return None
-    answer = subprocess.run(  # noqa: S603 - fixed words
-        [git, "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
-        cwd=Path(__file__).parent,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    return answer.stdout.strip() if answer.returncode == 0 else None

@@ -9,7 +9,7 @@ import tempfile
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from service.artifact import Form
 from service.engine import Shape
@@ -73,6 +73,19 @@ class CostRecord(_Record):
     seconds: float
 
 
+class TheoremRecord(_Record):
+    """Why an exact model's bits are the same wherever sums are sums, and what was looked at of the premise."""
+
+    version: int
+    statement: str
+    premise: str
+    layers: int
+    tightest_layer: str
+    headroom_bits: float
+    execution: str
+    images: int = Field(description="images on which every shape gave the integers' bits")
+
+
 class Measured(_Record):
     """What another run of the same probe would find different."""
 
@@ -93,6 +106,7 @@ class Certificate(_Record):
     model_digest: str
     form: Form
     proof: ProofRecord
+    theorem: TheoremRecord | None = None
     probe: ProbeRecord | None = None
     reference: ShapeRecord | None = None
     shapes: tuple[ShapeRecord, ...] = ()

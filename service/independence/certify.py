@@ -26,12 +26,15 @@ from service.independence.certificate import (
     ProbeRecord,
     ProofRecord,
     ShapeRecord,
+    TheoremRecord,
 )
 from service.independence.effort import FULL, QUICK, Effort
+from service.independence.exactness import THEOREM_VERSION
 from service.independence.fingerprint import digest_of_json, fingerprint
 from service.independence.probe import Findings, Report, Run, digest_of, fill, probe
 from service.independence.probe_images import probe_images
 from service.independence.proof import Verdict, prove
+from service.independence.theorem import PREMISE, STATEMENT, Theorem, hold_against_integers, theorem_of
 
 SENTINELS = QUICK.images
 
@@ -102,7 +105,12 @@ def certify(
         return _checked(subject, kept, report)
     real = subject.artifact.golden.pixels
     findings = probe(subject.engine.run, subject.candidates, real, effort, report, lanes=subject.lanes)
-    certificate = _conclude(subject, facts, verdict, findings, started)
+    theorem = theorem_of(subject.artifact)
+    held = 0
+    if theorem is not None:
+        wrong, held = hold_against_integers(theorem, subject.engine.run, subject.candidates, real, report)
+        findings.unsound.update(wrong)
+    certificate = _conclude(subject, facts, verdict, findings, started, _by_theorem(subject, theorem, held))
     if certificate.verdict == "certified":
         store.save(certificate)
     return certificate
@@ -142,29 +150,58 @@ def _checked(subject: Subject, kept: Certificate, report: Report) -> Certificate
     return kept
 
 
+def _by_theorem(subject: Subject, theorem: Theorem | None, held: int) -> dict[str, object]:
+    """Return what the certificate of an exact model says beside that of a float one."""
+    if theorem is None:
+        return {}
+    tightest = theorem.exactness.tightest
+    record = TheoremRecord(
+        version=THEOREM_VERSION,
+        statement=STATEMENT,
+        premise=PREMISE,
+        layers=len(theorem.exactness.layers),
+        tightest_layer=tightest.name,
+        headroom_bits=round(tightest.headroom_bits, 2),
+        execution=str(subject.engine.describe().get("execution", "integer")),
+        images=held,
+    )
+    return {
+        "theorem": record,
+        "reason": "by theorem: every sum is an integer of at most 24 bits, so no kernel that sums can round it; every "
+        "shape that may run gave the integers' bits",
+        "answer_digest": theorem.answer_digest,
+    }
+
+
 def _conclude(
-    subject: Subject, facts: dict[str, object], verdict: Verdict, findings: Findings, started: float
+    subject: Subject,
+    facts: dict[str, object],
+    verdict: Verdict,
+    findings: Findings,
+    started: float,
+    by_theorem: dict[str, object],
 ) -> Certificate:
     shapes = best_class(findings)
     record = _probe_record(findings, shapes, subject.excluded)
     measured = _measured(findings, time.perf_counter() - started)
     common = _common(subject, facts, verdict) | {"probe": record, "measured": measured}
     if not shapes:
-        return Certificate(
-            verdict="refused",
-            reason="no way of running it gives an image the same bits each time",
-            **common,
-        )
+        reason = "no way of running it gives an image the same bits each time"
+        if by_theorem:
+            reason = "no shape gives the bits of the integers: this runtime's kernels do not sum products here"
+        return Certificate(verdict="refused", reason=reason, **common)
     sentinel = _sentinel_of(subject, shapes[0], findings)
+    said = {
+        "reason": "no operator mixes images, and every shape that may run gives the same bits",
+        "answer_digest": digest_of_json({"fingerprint": facts, "sentinel": sentinel}),
+    }
     return Certificate(
         verdict="certified",
-        reason="no operator mixes images, and every shape that may run gives the same bits",
         reference=ShapeRecord.of(shapes[0]),
         shapes=tuple(ShapeRecord.of(shape) for shape in shapes),
         reference_digest=findings.digests[shapes[0]],
         sentinel_digest=sentinel,
-        answer_digest=digest_of_json({"fingerprint": facts, "sentinel": sentinel}),
-        **common,
+        **(common | said | by_theorem),
     )
 
 

@@ -45,7 +45,8 @@ def choose_classifier(request: Request, service: Service, name: str | None, vers
 
 def certificate_headers(scope: Scope) -> list[tuple[bytes, bytes]]:
     """Return the header that names the certificate, for an answer about a model; `none` where no model was found."""
-    if getattr(scope.get("route"), "path", None) not in ABOUT_A_MODEL:
+    path = getattr(scope.get("route"), "path", "")
+    if path not in ABOUT_A_MODEL and not path.startswith("/v2/models/"):
         return []
     classifier = scope.get("state", {}).get("classifier")
     digest = certificate_of(classifier) if classifier is not None else NO_CERTIFICATE

@@ -17,6 +17,7 @@ from starlette.requests import ClientDisconnect, Request
 
 from service.config import Settings
 from service.errors import BodyTooSlow, CallerGone, MalformedRequest, TooLarge, UnsupportedFormat
+from service.routes.encodings import check_encoding, inflate
 from service.schemas import ImagesBody
 
 RAW_TYPES = frozenset({"", "application/octet-stream", "application/x-www-form-urlencoded"})
@@ -43,7 +44,7 @@ async def read_uploads(request: Request, settings: Settings) -> list[Upload]:
             f"content type {media_type} is not accepted; send the image itself as image/*, "
             "multipart/form-data with parts named `file`, or application/json with base64 `images`"
         )
-    body = await _read_body(request, settings)
+    body = await read_body(request, settings)
     if not body:
         raise MalformedRequest("the body is empty; send an image, for instance with curl -T image.png")
     if is_raw:
@@ -58,13 +59,25 @@ async def read_uploads(request: Request, settings: Settings) -> list[Upload]:
 def expected_bytes(request: Request, settings: Settings) -> int:
     """Return how many bytes the body will have at most: its announced length, or the limit where it announces none."""
     length = request.headers.get("content-length", "")
-    return min(int(length), settings.max_body_bytes) if length.isdecimal() else settings.max_body_bytes
+    is_final = length.isdecimal() and _encoding(request) == "identity"  # what is compressed may grow to the limit
+    return min(int(length), settings.max_body_bytes) if is_final else settings.max_body_bytes
 
 
-async def _read_body(request: Request, settings: Settings) -> bytes:
-    encoding = request.headers.get("content-encoding", "identity").lower()
-    if encoding != "identity":
-        raise UnsupportedFormat(f"content encoding {encoding} is not accepted; send the body uncompressed")
+async def read_body(request: Request, settings: Settings) -> bytes:
+    """Return the body, inflated. Raises TooLarge, BodyTooSlow, CallerGone, UnsupportedFormat or MalformedRequest."""
+    encoding = _encoding(request)
+    check_encoding(encoding)
+    body = await _receive_body(request, settings)
+    if encoding == "identity":
+        return body
+    return await asyncio.to_thread(inflate, body, encoding, settings.max_body_bytes)
+
+
+def _encoding(request: Request) -> str:
+    return request.headers.get("content-encoding", "identity").strip().lower()
+
+
+async def _receive_body(request: Request, settings: Settings) -> bytes:
     limit = settings.max_body_bytes
     if (length := request.headers.get("content-length", "")).isdecimal() and int(length) > limit:
         raise TooLarge(f"the body has {length} bytes, the limit is {limit}")
@@ -86,7 +99,7 @@ async def read_receipt_and_file(request: Request, settings: Settings) -> tuple[s
     """Return the parts `receipt`, as text, and `file` of a multipart body. Raises as `read_uploads` does."""
     if not request.headers.get("content-type", "").lower().startswith("multipart/form-data"):
         raise UnsupportedFormat("send multipart/form-data with the parts `receipt` (JSON) and `file` (the image)")
-    form = await _parse_multipart(request, await _read_body(request, settings), settings)
+    form = await _parse_multipart(request, await read_body(request, settings), settings)
     try:
         parts = [(name, await _content(part)) for name, part in form.multi_items()]
     finally:

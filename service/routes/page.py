@@ -1,9 +1,10 @@
 """The page at /: drop an image, see its label. Plain files, and nothing from any other host."""
 
 from pathlib import Path
+from typing import Any
 
 from fastapi import APIRouter
-from starlette.responses import FileResponse
+from starlette.responses import FileResponse, Response
 from starlette.staticfiles import StaticFiles
 
 FOLDER = Path(__file__).parent.parent / "page"
@@ -15,7 +16,18 @@ HEADERS = {
 }
 
 router = APIRouter(include_in_schema=False)
-files = StaticFiles(directory=FOLDER)
+
+
+class _Files(StaticFiles):
+    """Files with the page's headers."""
+
+    def file_response(self, *arguments: Any, **options: Any) -> Response:
+        response = super().file_response(*arguments, **options)
+        response.headers.update(HEADERS)
+        return response
+
+
+files = _Files(directory=FOLDER)
 
 
 @router.get("/")

@@ -9,13 +9,13 @@ from typing import Annotated, Literal
 from fastapi import APIRouter, Query, Request, Response
 
 from service.answers import predict_body
-from service.classifier import Classifier, Outcome
-from service.errors import AllImagesFailed, AnswerUnchanged, ServiceError
-from service.problems import slug
+from service.classifier import Classifier
+from service.errors import AnswerUnchanged
 from service.routes import ServiceDependency, lease
 from service.routes.access import require_predict
 from service.routes.bodies import expected_bytes, read_uploads
 from service.routes.connection import before, while_connected
+from service.routes.outcomes import settle
 from service.routes.terms import HEADERS, terms_of
 from service.schemas import ImagesBody, PredictBody, PredictQuery
 from service.tracing import stage
@@ -56,7 +56,7 @@ async def predict(request: Request, query: Annotated[PredictQuery, Query()], ser
             encoded = [upload.encoded for upload in uploads]
             work = classifier.classify(encoded, deadline=terms.deadline, priority=terms.priority)
             outcomes = await while_connected(request, work)
-    is_whole = _settle(classifier, outcomes)
+    is_whole = settle(classifier, outcomes)
     started = perf_counter()
     names = [upload.filename for upload in uploads]
     receipt = partial(classifier.receipt, key=service.receipt_key) if query.receipt else None
@@ -80,16 +80,3 @@ def _checked_tag(content: bytes, request: Request) -> str:
     if held and tag in [one.strip().removeprefix("W/") for one in held.split(",")]:
         raise AnswerUnchanged(f"the answer is still the one with the entity tag {tag}")
     return tag
-
-
-def _settle(classifier: Classifier, outcomes: list[Outcome]) -> bool:
-    """Count the outcomes; return whether all are good.
-
-    Raises the error of a lone bad image, AllImagesFailed where all of several are bad.
-    """
-    errors = [outcome for outcome in outcomes if isinstance(outcome, ServiceError)]
-    for outcome in outcomes:
-        classifier.metrics.outcome(slug(outcome) if isinstance(outcome, ServiceError) else "ok")
-    if len(errors) == len(outcomes):
-        raise errors[0] if len(errors) == 1 else AllImagesFailed(errors)
-    return not errors

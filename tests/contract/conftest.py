@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from training_support import quick_export
 
-from training.export import Exported
+from training.packaging import Exported
 
 
 @pytest.fixture(scope="session")

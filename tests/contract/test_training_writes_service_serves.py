@@ -17,15 +17,15 @@ from service.config import Settings
 from service.engine import choose_device, open_engine
 from service.errors import ArtifactError
 from service.repository import Repository
-from training.export import Exported
+from training.packaging import Exported
 
 LOADING_S = 60  # far beyond what a 300 kB model takes; reached only where loading hangs
 
 
 @asynccontextmanager
-async def served(models: Path) -> AsyncIterator[httpx.AsyncClient]:
+async def served(models: Path, form: str) -> AsyncIterator[httpx.AsyncClient]:
     """Run the whole service in this process, ready, and give a client of it."""
-    app = create_app(Settings(models=models, device="cpu"))
+    app = create_app(Settings(models=models, device="cpu", form=form))
     transport = httpx.ASGITransport(app)
     async with (
         app.router.lifespan_context(app),
@@ -38,11 +38,11 @@ async def served(models: Path) -> AsyncIterator[httpx.AsyncClient]:
         yield client
 
 
-def ask(models: Path, encoded: tuple[bytes, ...], *, together: bool) -> list[dict]:
+def ask(models: Path, encoded: tuple[bytes, ...], *, together: bool, form: str = "float") -> list[dict]:
     """Return the predictions of golden images, in one request or in one each."""
 
     async def conversation() -> list[dict]:
-        async with served(models) as client:
+        async with served(models, form) as client:
             files = [("file", (f"{index}.png", image, "image/png")) for index, image in enumerate(encoded)]
             bodies = [files] if together else [[file] for file in files]
             answers = [await client.post("/predict", params={"logits": "true"}, files=body) for body in bodies]
@@ -61,6 +61,15 @@ def test_golden_images_get_golden_answers_over_http(models: Path, exported: Expo
     assert [prediction["index"] for prediction in predictions] == golden.logits_float64.argmax(1).tolist()
 
 
+@pytest.mark.parametrize("together", [True, False], ids=["one request", "a request each"])
+def test_the_exact_form_gives_its_golden_bits_over_http(models: Path, exported: Exported, together):
+    golden = Artifact.load(exported.folder, "exact").golden
+    predictions = ask(models, golden.encoded, together=together, form="exact")
+    logits = np.array([prediction["logits"] for prediction in predictions], np.float32)
+    assert golden.logits_exact is not None
+    assert logits.tobytes() == golden.logits_exact.tobytes()
+
+
 def test_scores_are_the_softmax_of_the_networks_own_logits(models: Path, exported: Exported):
     golden = Artifact.load(exported.folder).golden
     predictions = ask(models, golden.encoded, together=True)
@@ -72,7 +81,7 @@ def test_scores_are_the_softmax_of_the_networks_own_logits(models: Path, exporte
 
 
 def test_the_repository_loads_what_was_exported_and_runs_its_golden_images(models: Path, exported: Exported):
-    repository = Repository(models, open_engine)
+    repository = Repository(models, open_engine, "float")
     assert repository.names() == ["digits"]
     model = repository.load("digits", choose_device("cpu"))
     assert (model.version, model.digest, model.manifest) == (1, exported.digest, exported.manifest)

@@ -1,5 +1,6 @@
 """The command line: one clear line and the right exit code for what a person did, and never a traceback."""
 
+import csv
 import json
 import shutil
 import socket
@@ -200,8 +201,8 @@ def test_predict_prints_a_line_for_each_image(images, models):
         (["."], "Is a directory"),
         (["one.png", "empty.png"], "empty.png: the file is empty"),
         (["one.png", "--model", "dog"], "holds no model dog"),
-        (["one.png", "--url", "http://127.0.0.1:1"], "http://127.0.0.1:1: "),
-        (["one.png", "--url", "nonsense"], "nonsense: "),
+        (["one.png", "--url", "http://127.0.0.1:1"], "http://127.0.0.1:1/models: "),
+        (["one.png", "--url", "nonsense"], "nonsense/models: "),
     ],
 )
 def test_what_cannot_be_predicted_is_told_and_exits_1(images, models, words, expected):
@@ -218,3 +219,28 @@ def test_two_models_need_a_name(images, copy):
 
     assert "choose one with --model" in complaint(run("predict", "one.png", "--models", copy, cwd=images), 1)
     assert run("predict", "one.png", "--models", copy, "--model", "gray", cwd=images).returncode == 0
+
+
+@pytest.mark.parametrize("is_asked", [True, False])
+def test_a_folder_is_labelled_into_a_table_with_a_row_for_each_image(images, models, server, tmp_path, is_asked):
+    folder = tmp_path / "photos" / "inner"
+    folder.mkdir(parents=True)
+    for number in range(12):
+        shutil.copy(images / "one.png", folder / f"{number:02}.PNG")
+    shutil.copy(images / "text.png", folder.parent / "bad.png")
+    (folder / "notes.txt").write_text("no image")
+    where = ["--url", server.url] if is_asked else ["--models", models]
+
+    done = run("predict", *where, "--recursive", tmp_path / "photos", "--csv", "out.csv", cwd=tmp_path)
+
+    with (tmp_path / "out.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert done.returncode == 1
+    assert "12 labelled, 1 failed" in done.stderr
+    assert [Path(row["filename"]).name for row in rows] == ["bad.png", *(f"{number:02}.PNG" for number in range(12))]
+    assert rows[0]["error"]
+    assert len({(row["label"], row["score"], row["model"], row["version"]) for row in rows[1:]}) == 1
+
+
+def test_a_folder_without_images_is_told(models, tmp_path):
+    assert "no image in this folder" in complaint(run("predict", "--recursive", tmp_path, "--models", models), 1)

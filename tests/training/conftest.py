@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from training_support import one_thread, quick_export, quick_run, quick_trained
 
-from training.export import Exported
+from training.packaging import Exported
 from training.run import Trained
 
 

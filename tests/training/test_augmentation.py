@@ -8,8 +8,10 @@ import torch
 from torch import nn
 from training_support import QUICK
 
+from training.augmentation import Jitter, apply, draw, jitter
 from training.config import TrainConfig
-from training.loop import Batches, build_optimizer, train_epoch
+from training.loop import Batches, train_epoch
+from training.optimization import build_optimizer
 
 SIDE = 17
 CENTRE = SIDE // 2
@@ -34,7 +36,7 @@ def seen(images: torch.Tensor, epoch: int = 1, **changes: float) -> torch.Tensor
     config: TrainConfig = replace(PLAIN, **changes)
     witness = Witness()
     batches = Batches(images, torch.zeros(len(images), dtype=torch.int64))
-    train_epoch(witness, batches, build_optimizer(witness, config), config, epoch, lambda _: None)
+    train_epoch(witness, batches, build_optimizer(config, witness), config, epoch, lambda _: None)
     return witness.images
 
 
@@ -122,3 +124,34 @@ def test_all_channels_move_together():
     found = seen(images, translate=2.0, rotate=10.0, scale=0.1)
     assert torch.equal(found[:, 0], found[:, 1])
     assert torch.equal(found[:, 0], found[:, 2])
+
+
+def test_half_of_the_images_are_mirrored_and_bytes_stay_bytes():
+    images = torch.arange(400 * 12, dtype=torch.int64).remainder(251).to(torch.uint8).reshape(400, 1, 3, 4)
+    changed = jitter(images, Jitter(flip=True), torch.Generator().manual_seed(0))
+    assert changed.dtype == torch.uint8
+    mirrored = [torch.equal(one, image.flip(-1)) for one, image in zip(changed, images, strict=True)]
+    same = [torch.equal(one, image) for one, image in zip(changed, images, strict=True)]
+    assert all(a != b for a, b in zip(mirrored, same, strict=True))
+    assert 160 < sum(mirrored) < 240  # four standard deviations of 400 throws
+
+
+def test_cutout_blackens_a_square_that_edges_may_cut():
+    images = torch.full((300, 2, 9, 9), 200, dtype=torch.uint8)
+    changed = jitter(images, Jitter(cutout=4.0), torch.Generator().manual_seed(0))
+    assert set(changed.unique().tolist()) == {0, 200}
+    holes = changed[:, 0] == 0
+    assert torch.equal(holes, changed[:, 1] == 0), "a hole goes through every channel"
+    for hole in holes:
+        rows, columns = hole.any(1).nonzero().ravel(), hole.any(0).nonzero().ravel()
+        assert hole.sum() == len(rows) * len(columns), "it is a rectangle"
+        assert 2 <= len(rows) <= 5
+        assert 2 <= len(columns) <= 5
+    assert holes.float().mean(0).min() > 0, "and may be anywhere"
+
+
+def test_the_changes_of_a_part_are_those_that_the_whole_would_get():
+    images = torch.rand(8, 1, 6, 6)
+    largest = Jitter(translate=2, rotate=20, flip=True, cutout=2.0)
+    changes = draw(8, images.shape[-2:], largest, torch.Generator().manual_seed(1))
+    assert torch.equal(apply(images[2:5], changes.take(slice(2, 5))), apply(images, changes)[2:5])

@@ -40,7 +40,7 @@ def test_presets_are_listed_one_a_line(capsys: pytest.CaptureFixture[str]):
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines] == list(PRESETS)
     for line, config in zip(lines, PRESETS.values(), strict=True):
-        assert {config.dataset, config.architecture, str(config.epochs)} <= set(re.findall(r"[\w-]+", line))
+        assert {config.dataset, config.architecture, str(config.epochs)} <= set(re.findall(r"[\w+:-]+", line))
 
 
 def test_train_then_export_then_predict_by_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]):

@@ -12,11 +12,13 @@ from training_support import hush
 from service.artifact import Golden
 from service.errors import ArtifactError
 from training import export as exporting
+from training import packaging
 from training.data import Split
 from training.errors import ExportRefused, NotFoldable, UsageError
-from training.export import Exported, export
+from training.export import export
 from training.folding.modules import fold, verify
 from training.normalization import batch_norms
+from training.packaging import Exported
 from training.parity import check
 from training.run import Trained
 
@@ -108,7 +110,7 @@ def test_an_artifact_that_fails_its_own_golden_images_is_not_written(tmp_path: P
     golden = _golden(exported)
     golden.logits_float64[3, 2] += 1e-3
     with pytest.raises(ExportRefused, match=r"fails its own golden images: golden image 3.*nothing was written"):
-        exporting._write(tmp_path / "models", "digits", exported.manifest, _model(exported), golden)
+        packaging.write(tmp_path / "models", exported.manifest, _model(exported), golden)
     assert not [path for path in _written(tmp_path) if path.is_file() or path.name.startswith(".")]
     assert not (tmp_path / "models" / "digits" / "1").exists()
 
@@ -117,21 +119,21 @@ def test_golden_pixels_that_decode_otherwise_are_not_written(tmp_path: Path, exp
     golden = _golden(exported)
     golden.pixels[0, 0, 0, 0] ^= 1
     with pytest.raises(ExportRefused, match="golden image 0 decodes to other pixels"):
-        exporting._write(tmp_path / "models", "digits", exported.manifest, _model(exported), golden)
+        packaging.write(tmp_path / "models", exported.manifest, _model(exported), golden)
     assert not (tmp_path / "models" / "digits" / "1").exists()
 
 
 def test_an_artifact_that_the_service_could_not_read_is_one_clear_refusal(tmp_path: Path, exported: Exported):
-    half = _golden(exported, logits_float64=np.zeros((16, 7)))
+    half = _golden(exported, logits_float64=np.zeros((16, 7)), logits_exact=None)
     with pytest.raises((ArtifactError, ExportRefused), match="belongs to another model"):
-        exporting._write(tmp_path / "models", "digits", exported.manifest, _model(exported), half)
+        packaging.write(tmp_path / "models", exported.manifest, _model(exported), half)
     assert not (tmp_path / "models" / "digits" / "1").exists()
 
 
 def test_a_repository_that_cannot_be_written_is_refused(tmp_path: Path, exported: Exported):
     (tmp_path / "models").write_text("a file is in the way")
     with pytest.raises(ExportRefused, match="cannot be written"):
-        exporting._write(tmp_path / "models", "digits", exported.manifest, _model(exported), _golden(exported))
+        packaging.write(tmp_path / "models", exported.manifest, _model(exported), _golden(exported))
 
 
 def test_an_export_leaves_the_trained_network_as_it_was(tmp_path: Path, trained: Trained):

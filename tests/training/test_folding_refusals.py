@@ -146,7 +146,7 @@ def _after(kind: nn.Module) -> nn.Module:
         (OneLayerTwoNames(), "norm", "more than once|used elsewhere"),
         (UsedElsewhere(), "norm", "used elsewhere"),
         (ReadsTheWeight(), "norm", "conv"),
-        (_after(nn.ReLU()), "2", "neither a convolution nor a linear layer"),
+        (_after(nn.ReLU()), "2", "a ReLU lies between"),
         (_after(nn.Sigmoid()), "2", "neither a convolution nor a linear layer"),
         (nn.Sequential(nn.BatchNorm2d(3), nn.Conv2d(3, 4, 3, padding=1)), "0", "neither"),
         (_parametrized(), "1", "parametriz"),

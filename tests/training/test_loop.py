@@ -19,14 +19,13 @@ from training.loop import (
     Batches,
     Normalize,
     Progress,
-    build_optimizer,
     choose_device,
     evaluate,
-    learning_rate,
     steps_per_epoch,
     train_epoch,
 )
 from training.normalization import batch_norms
+from training.optimization import build_optimizer, learning_rate
 
 PLAIN = replace(QUICK, translate=0.0, epochs=2, batch_size=8)
 
@@ -56,7 +55,7 @@ class Witness(nn.Module):
 
 def shown(config: TrainConfig, epoch: int, count: int = 30) -> list[list[int]]:
     witness = Witness()
-    train_epoch(witness, numbered(count), build_optimizer(witness, config), config, epoch, ignore)
+    train_epoch(witness, numbered(count), build_optimizer(config, witness), config, epoch, ignore)
     return witness.seen
 
 
@@ -85,7 +84,7 @@ def test_images_keep_their_targets():
             return nn.functional.one_hot(images.flatten().long() % 10, 10) * 50.0 + 0 * self.logits
 
     echo = Echo()
-    score = train_epoch(echo, numbered(30), build_optimizer(echo, PLAIN), PLAIN, 1, ignore)
+    score = train_epoch(echo, numbered(30), build_optimizer(PLAIN, echo), PLAIN, 1, ignore)
     assert score.accuracy == 1
     assert score.loss < 1e-6
 
@@ -98,7 +97,7 @@ def test_a_batch_larger_than_the_data_is_refused():
 
 def test_the_learning_rate_climbs_to_the_peak_and_falls_to_zero():
     config = replace(PLAIN, learning_rate=0.8, warmup_share=0.25)
-    rates = [learning_rate(config, step / 1000) for step in range(1001)]
+    rates = [learning_rate(config, step, 1000) for step in range(1001)]
     peak = rates.index(max(rates))
     assert 0 < rates[0] < 0.2, "a start from nothing would waste steps, a start near the peak would not warm up"
     assert (peak, rates[peak]) == (250, pytest.approx(0.8, rel=1e-15))
@@ -108,18 +107,18 @@ def test_the_learning_rate_climbs_to_the_peak_and_falls_to_zero():
 
 
 def test_without_warm_up_the_rate_starts_at_its_peak():
-    assert learning_rate(replace(PLAIN, warmup_share=0.0), 0.0) == pytest.approx(PLAIN.learning_rate, rel=1e-15)
+    assert learning_rate(replace(PLAIN, warmup_share=0.0), 0, 4) == pytest.approx(PLAIN.learning_rate, rel=1e-15)
 
 
 def test_the_schedule_runs_over_all_epochs_and_not_over_each():
     used = []
     witness = Witness()
-    optimizer = build_optimizer(witness, PLAIN)
+    optimizer = build_optimizer(PLAIN, witness)
     for epoch in (1, 2):
         train_epoch(
             witness, numbered(16), optimizer, PLAIN, epoch, lambda _: used.append(optimizer.param_groups[0]["lr"])
         )
-    assert used == [learning_rate(PLAIN, step / 4) for step in range(4)]
+    assert used == [learning_rate(PLAIN, step, 4) for step in range(4)]
 
 
 @pytest.mark.parametrize("name", ["small_cnn", "small_resnet"])
@@ -128,7 +127,7 @@ def test_weight_decay_spares_gamma_beta_and_biases(name: str):
     config = replace(PLAIN, weight_decay=0.01)
     decay = {
         id(parameter): group["weight_decay"]
-        for group in build_optimizer(model, config).param_groups
+        for group in build_optimizer(config, model).param_groups
         for parameter in group["params"]
     }
     for module in model.modules():
@@ -145,13 +144,13 @@ def test_a_loss_that_is_not_finite_stops_training_and_names_the_mend():
     with torch.no_grad():
         model[1].bias[0] = torch.inf
     with pytest.raises(RunError, match=r"not finite in epoch 2; set learning_rate lower than 0\.05"):
-        train_epoch(model, batches, build_optimizer(model, PLAIN), PLAIN, 2, ignore)
+        train_epoch(model, batches, build_optimizer(PLAIN, model), PLAIN, 2, ignore)
 
 
 def test_progress_counts_images_and_ends_at_the_score():
     seen: list[Progress] = []
     witness = Witness()
-    score = train_epoch(witness, numbered(30), build_optimizer(witness, PLAIN), PLAIN, 2, seen.append)
+    score = train_epoch(witness, numbered(30), build_optimizer(PLAIN, witness), PLAIN, 2, seen.append)
     assert [(progress.epoch, progress.images) for progress in seen] == [(2, 8), (2, 16), (2, 24)]
     assert (seen[-1].loss, seen[-1].accuracy) == (score.loss, score.accuracy)
 
@@ -200,7 +199,7 @@ def test_bfloat16_training_keeps_parameters_and_statistics_in_float32():
     model.float()
     images = torch.randint(0, 256, (16, 1, 8, 8), dtype=torch.uint8)
     score = train_epoch(
-        model, Batches(images, torch.arange(16) % 10), build_optimizer(model, config), config, 1, ignore
+        model, Batches(images, torch.arange(16) % 10), build_optimizer(config, model), config, 1, ignore
     )
     assert math.isfinite(score.loss)
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}

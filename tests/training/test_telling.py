@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from training_support import QUICK, hush
 
-from service.artifact import FoldRecord, KeptRecord
-from training.card import fold_table
+from service.artifact import FoldError, FoldRecord, KeptRecord
+from training.card import fold_error_line, fold_table
 from training.report import EpochRow, read_metrics
 from training.run import train
 
@@ -72,6 +72,16 @@ def test_the_fold_table_has_a_line_for_each_batchnorm_folded_or_kept():
     assert "0.5 … 2" in lines[0]
     assert "8,188 ×" in lines[0], "65,504 / 8: of weight and bias the larger decides"
     assert lines[2].endswith("block3.norm: what feeds it is a ReLU")
+
+
+def test_the_fold_table_says_what_lay_between_and_which_side_the_batchnorm_stood_on():
+    record = RECORD.model_copy(update={"place": "before", "through": ("pool",)})
+    assert "before, past pool" in fold_table([record], [])
+
+
+def test_the_end_to_end_line_has_both_precisions_and_what_rounding_costs_without_folding():
+    line = fold_error_line(FoldError(float64=2e-16, float32=3e-7, float32_unfolded=4e-7))
+    assert "2e-16 in float64, 3e-07 in float32 (unfolded: 4e-07)" in line
 
 
 def test_a_layer_whose_every_weight_is_zero_has_its_line_too():

@@ -1,8 +1,4 @@
-"""Data sets as arrays of pixels and targets, split once and for all: training, validation, test. No augmentation.
-
-`best` checkpoints are chosen on the validation part, which comes out of the training images; the test part is
-looked at once, at the end.
-"""
+"""MNIST and Fashion-MNIST in LeCun's IDX format: found, downloaded, checked against the published content."""
 
 import gzip
 import hashlib
@@ -15,40 +11,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from service.errors import nearest
-from training.config import TrainConfig, data_folders, download_folder
-from training.errors import DataError, UsageError
+from training.config import download_folder
+from training.data.parts import TEN_DIGITS, Split, checked_targets
+from training.errors import DataError
 
 IDX_UNSIGNED_BYTE = 0x08  # the third byte of an IDX file's magic number
-TEN_DIGITS = tuple(str(digit) for digit in range(10))
-
-
-@dataclass(frozen=True, slots=True)
-class Split:
-    """Images uint8 (N, height, width, channels) with targets int64 (N,)."""
-
-    images: NDArray[np.uint8]
-    targets: NDArray[np.int64]
-
-    def __len__(self) -> int:
-        return len(self.targets)
-
-    def take(self, indices: NDArray[np.int64]) -> "Split":
-        """Return the images at `indices`."""
-        return Split(self.images[indices], self.targets[indices])
-
-
-@dataclass(frozen=True, slots=True)
-class Dataset:
-    """A data set in its three parts; `split` says in words how it was divided."""
-
-    name: str
-    labels: tuple[str, ...]
-    licence: str
-    split: str
-    training: Split
-    validation: Split
-    test: Split
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,54 +65,6 @@ IDX_SOURCES = {
 }
 
 
-def dataset_names() -> list[str]:
-    """Return the data sets that `load` knows."""
-    return ["digits", *IDX_SOURCES]
-
-
-def load(config: TrainConfig, data_dir: Path | None = None, *, download: bool = False) -> Dataset:
-    """Load the data set of a run. Raises UsageError for an unknown name, DataError for one missing or damaged."""
-    if config.dataset == "digits":
-        return _load_digits(config)
-    if config.dataset not in IDX_SOURCES:
-        known = dataset_names()
-        raise UsageError(f"dataset {config.dataset} is not known{nearest(config.dataset, known)}; {', '.join(known)}")
-    source = IDX_SOURCES[config.dataset]
-    folder = find_idx(config.dataset, source, data_folders(data_dir), download=download)
-    train = _read_pair(folder, source, "train")
-    training, validation = hold_out(train, config.validation_images, config.seed)
-    split = f"{config.validation_images} of its training images held out for validation, stratified, seed {config.seed}"
-    test = _read_pair(folder, source, "t10k")
-    return Dataset(config.dataset, source.labels, source.licence, split, training, validation, test)
-
-
-def hold_out(split: Split, count: int, seed: int) -> tuple[Split, Split]:
-    """Divide seeded and stratified by class: all but `count` images, and `count` images. Raises DataError."""
-    if count >= len(split):
-        raise DataError(f"cannot hold {count} images out of {len(split)}; set validation_images lower")
-    order = np.random.default_rng(seed).permutation(len(split))
-    ranks = np.empty(len(split))
-    for target in np.unique(split.targets):
-        members = order[split.targets[order] == target]
-        ranks[members] = (np.arange(len(members)) + 0.5) / len(members)  # evenly spread, so each class gives its share
-    by_rank = order[np.argsort(ranks[order], kind="stable")]
-    return split.take(np.sort(by_rank[count:])), split.take(np.sort(by_rank[:count]))
-
-
-def _load_digits(config: TrainConfig) -> Dataset:
-    from sklearn.datasets import load_digits  # noqa: PLC0415 - 1 s to import, and only this set needs it
-
-    bunch = load_digits()
-    images = np.round(bunch.images * (255 / 16)).astype(np.uint8)[..., np.newaxis]  # ink counts 0–16 → (N, 8, 8, 1)
-    rest, test = hold_out(Split(images, bunch.target.astype(np.int64)), 360, seed=0)
-    training, validation = hold_out(rest, config.validation_images, config.seed)
-    split = (
-        f"360 test images stratified by seed 0, {config.validation_images} for validation by seed {config.seed}, of "
-        "the 1,797 of scikit-learn's copy (the UCI test set); writers are not kept apart"
-    )
-    return Dataset("digits", TEN_DIGITS, "CC BY 4.0 (UCI, Alpaydin and Kaynak)", split, training, validation, test)
-
-
 def find_idx(name: str, source: IdxSource, folders: list[Path], *, download: bool) -> Path:
     """Return the first folder that holds the set's four files, packed or not; download them where allowed."""
     for folder in [folder / name for folder in folders] + [folder for folder in folders if _holds(folder, source)]:
@@ -185,13 +104,18 @@ def read_idx(path: Path, sha256: str | None = None) -> NDArray[np.uint8]:
     return np.frombuffer(content, np.uint8, offset=start).reshape(shape).copy()  # torch wants arrays it may write to
 
 
-def _read_pair(folder: Path, source: IdxSource, prefix: str) -> Split:
-    arrays = []
+def read_pair(folder: Path, source: IdxSource, prefix: str) -> Split:
+    """Read the `train` or `t10k` part that lies in `folder`. Raises DataError."""
+    arrays: list[NDArray[np.uint8]] = []
     for stem in (f"{prefix}-images-idx3-ubyte", f"{prefix}-labels-idx1-ubyte"):
         path = _file_of(folder, stem)
         assert path is not None
         arrays.append(read_idx(path, source.sha256[stem]))
-    return Split(arrays[0][..., np.newaxis], arrays[1].astype(np.int64))  # (N, 28, 28) → (N, 28, 28, 1)
+    images, labels = arrays
+    if len(images) != len(labels):
+        raise DataError(f"{folder}: {len(images)} {prefix} images and {len(labels)} labels; get the files again")
+    targets = checked_targets(labels, len(source.labels), folder / f"{prefix}-labels-idx1-ubyte")
+    return Split(images[..., np.newaxis], targets)  # (N, 28, 28) → (N, 28, 28, 1)
 
 
 def _file_of(folder: Path, stem: str) -> Path | None:

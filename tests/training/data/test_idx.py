@@ -135,7 +135,7 @@ def test_an_unknown_dataset_is_refused_with_the_nearest_name():
 
 
 def test_each_known_dataset_is_digits_or_has_four_checksums():
-    assert set(dataset_names()) == {"digits", *IDX_SOURCES}
+    assert set(dataset_names()) == {"digits", "cifar10", "svhn", *IDX_SOURCES}
     assert all(tuple(source.sha256) == IDX_STEMS for source in IDX_SOURCES.values())
 
 

@@ -1,0 +1,175 @@
+"""Training measured: images/s against a bare PyTorch loop, and how soon a data set is learned.
+
+    python benchmarks/training.py                  CPU: share of a bare loop; Fashion-MNIST to 92.5 % (FOLDSERVE_DATA)
+    python benchmarks/training.py --device cuda    the same on the GPU, and ResNet-50 on synthetic 224² images
+
+Both loops do the same work with the same network, batch, order and optimizer, interleaved, so that a change of the
+machine's speed meets both; the share is the median over the rounds. What a run proves is printed line by line, then
+once more as one line of JSON.
+"""
+
+import argparse
+import json
+import statistics
+import sys
+import tempfile
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from time import perf_counter
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional
+
+sys.path.insert(0, str(Path(__file__).parents[1]))  # or this file, whose folder comes first, would be `training`
+
+from training.architectures import ARCHITECTURES, build
+from training.batches import Batches, training_batches
+from training.config import TrainConfig, data_folders
+from training.learner import Learner
+from training.loop import Normalize, arithmetic, choose_device
+from training.optimization import build_optimizer
+from training.presets import preset
+from training.run import train
+
+SHARE_WANTED = {"fashion-mnist network": 0.95, "ResNet-50 at 224": 0.97}
+FASHION_ACCURACY, FASHION_SECONDS = {"cpu": 0.925, "cuda": 0.94}, {"cpu": 360, "cuda": 20}
+
+
+def main() -> None:
+    """Measure what this machine can show."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--rounds", type=int, default=7, help="interleaved rounds of each loop [7]")
+    parser.add_argument("--steps", type=int, default=25, help="steps a round [25]")
+    parser.add_argument("--seeds", type=int, default=1, help="runs of Fashion-MNIST [1]")
+    parser.add_argument("--only", choices=("share", "learn"), help="one of the two parts")
+    arguments = parser.parse_args()
+    device = choose_device(arguments.device)
+    found: dict[str, object] = {"device": str(device), "threads": torch.get_num_threads()}
+    if arguments.only != "learn":
+        found |= shares(device, arguments.rounds, arguments.steps)
+    if arguments.only != "share":
+        found |= learned(device, arguments.seeds)
+    print(json.dumps(found))
+
+
+def shares(device: torch.device, rounds: int, steps: int) -> dict[str, float]:
+    """Measure our step against a bare one, for each network that this device is meant for."""
+    config = replace(preset("fashion-mnist"), precision="float32" if device.type == "cpu" else "auto")
+    cases = {"fashion-mnist network": (config, 28, 1)}
+    if device.type == "cuda" and "resnet50" in ARCHITECTURES:
+        wide = replace(config, architecture="resnet50", batch_size=256, precision="bfloat16")
+        cases["ResNet-50 at 224"] = (wide, 224, 3)
+    found = {}
+    for name, (one, size, channels) in cases.items():
+        share, rate = share_of_bare(one, size, channels, device, rounds, steps)
+        verdict = "proved" if share >= SHARE_WANTED[name] else "NOT reached"
+        print(f"{verdict}: {name}: {rate:,.0f} images/s, {share:.3f} of a bare loop (wanted {SHARE_WANTED[name]})")
+        found[f"{name}: share"] = share
+    return found
+
+
+def share_of_bare(
+    config: TrainConfig, size: int, channels: int, device: torch.device, rounds: int, steps: int
+) -> tuple[float, float]:
+    """Return the median share of the bare loop's speed, and our images/s."""
+    config = replace(config, translate=0.0, rotate=0.0, scale=0.0, flip=False, cutout=0.0, label_smoothing=0.0)
+    data = synthetic(config.batch_size * steps, size, channels, device)
+    ours, bare = our_loop(config, data, size, channels), bare_loop(config, data, size, channels)
+    for loop in (ours, bare):  # algorithms are chosen and memory is taken
+        loop()
+    ratios, rates = [], []
+    for turn in range(rounds):
+        order = (ours, bare) if turn % 2 else (bare, ours)
+        seconds = {loop: timed(loop, device) for loop in order}
+        ratios.append(seconds[bare] / seconds[ours])
+        rates.append(config.batch_size * steps / seconds[ours])
+    return statistics.median(ratios), statistics.median(rates)
+
+
+def synthetic(count: int, size: int, channels: int, device: torch.device) -> Batches:
+    """Return random images on the device; few are made, and shown again and again."""
+    rng = np.random.default_rng(0)
+    images = torch.from_numpy(rng.integers(0, 256, (min(count, 2048), channels, size, size), dtype=np.uint8))
+    repeated = images.repeat(-(-count // len(images)), 1, 1, 1)[:count]
+    return Batches(repeated.to(device), torch.arange(count, device=device) % 10)
+
+
+def fresh(config: TrainConfig, size: int, channels: int, device: torch.device) -> nn.Sequential:
+    """Return the same classifier each time."""
+    torch.manual_seed(0)
+    network = build(config.architecture, channels=channels, classes=10, size=size, bn_momentum=config.bn_momentum)
+    model = nn.Sequential(Normalize((0.5,) * channels, (0.25,) * channels), network)
+    return model.to(device, torch.float32, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
+
+
+def our_loop(config: TrainConfig, data: Batches, size: int, channels: int) -> Callable[[], None]:
+    """Return an epoch as training runs it: guard, autocast, clipping where configured, sums."""
+    model = fresh(config, size, channels, data.device)
+    learner = Learner(model, build_optimizer(config, model), config, arithmetic=arithmetic(config, data.device))
+
+    def run() -> None:
+        for _, micro in training_batches(data, config, 1):
+            learner.step(micro, 1)
+
+    return run
+
+
+def bare_loop(config: TrainConfig, data: Batches, size: int, channels: int) -> Callable[[], None]:
+    """Return the shortest loop that does the same: slice, forward, loss, backward, step, and the loss read once."""
+    model = fresh(config, size, channels, data.device)
+    optimizer = build_optimizer(config, model)
+    kind = arithmetic(config, data.device)
+
+    def run() -> None:
+        order = torch.randperm(len(data)).to(data.device)
+        for start in range(0, len(data), config.batch_size):
+            indices = order[start : start + config.batch_size]
+            with torch.autocast(data.device.type, kind, enabled=kind != torch.float32):
+                logits = model(data.images[indices])
+            loss = functional.cross_entropy(logits.float(), data.targets[indices])
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            optimizer.step()
+            loss.item()
+
+    return run
+
+
+def timed(loop: Callable[[], None], device: torch.device) -> float:
+    """Return the seconds of one call, the device's work included."""
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    started = perf_counter()
+    loop()
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    return perf_counter() - started
+
+
+def learned(device: torch.device, seeds: int) -> dict[str, object]:
+    """Train the preset `fashion-mnist` to its end, and say how good it is after how long."""
+    if len(data_folders(None)) < 2:
+        print("skipped: Fashion-MNIST: FOLDSERVE_DATA names no folder")
+        return {}
+    accuracies, seconds = [], []
+    for seed in range(seeds):
+        with tempfile.TemporaryDirectory() as folder:
+            config = replace(preset("fashion-mnist"), device=device.type, seed=seed)
+            result = train(config, Path(folder) / "run")
+        accuracies.append(result["test_accuracy"])
+        seconds.append(result["seconds"])
+    wanted, limit = FASHION_ACCURACY[device.type], FASHION_SECONDS[device.type]
+    is_proved = min(accuracies) >= wanted and max(seconds) <= limit
+    print(
+        f"{'proved' if is_proved else 'NOT reached'}: Fashion-MNIST {statistics.mean(accuracies):.2%} (worst "
+        f"{min(accuracies):.2%}) of the test images in {max(seconds):.0f} s (wanted {wanted:.1%} in {limit} s)"
+    )
+    return {"fashion-mnist: accuracies": accuracies, "fashion-mnist: seconds": seconds}
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,232 @@
+"""Import the public classifier zoo, or list what stops it: `python -m benchmarks.zoo_import --out docs/zoo-import.md`.
+
+Each network of `benchmarks.zoo` gets seeded weights and warmed statistics, is exported with BatchNorm left in,
+imported, proved, certified on this machine and answered over HTTP by the real application. One process a network, so
+that one failure is one row. Needs torch, torchvision, timm and onnxscript.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+import warnings
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.zoo import ZOO, Export, build, declare_missing_operators
+
+HEADER = """# The zoo, imported
+
+Every row is one network with seeded random weights and warmed BatchNorm statistics, exported by the dynamo exporter
+with its BatchNorm left in (constants folded, no rewriting), then taken by `foldserve import`: examined, folded, proved
+independent of the batch, held against float64 at batch 1, 2, 7 and 64, written, loaded and served over HTTP.
+`difference` is ONNX Runtime's largest logit difference to the unfolded network in float64, `float32` what rounding
+costs without folding. An application that certifies batches of 1 and 2 serves it. Latency is the median of {runs} runs
+of one image on one thread; the machine was shared, so read it as a ratio.
+Made by `python -m benchmarks.zoo_import --out docs/zoo-import.md` with {packages}.
+
+| network | input | nodes | after | BatchNorm | left | difference | float32 | MB | ms before | ms after | served |
+|---|---|---|---|---|---|---|---|---|---|---|---|
+"""
+RUNS = 9
+MOST_TOGETHER = 2  # sizes to certify: the probe of larger ones takes minutes for a large network
+WARMING = 40
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One network: what came out of it, or what stopped it."""
+
+    network: str
+    size: int
+    nodes: int = 0
+    nodes_after: int = 0
+    norms: int = 0
+    left: int = 0
+    difference: float = 0.0
+    noise: float = 0.0
+    megabytes: float = 0.0
+    before_ms: float = 0.0
+    after_ms: float = 0.0
+    served: str = ""
+    stopped: str = ""
+
+    def line(self) -> str:
+        """The row of the table."""
+        if self.stopped:
+            return f"| {self.network} | {self.size} | " + " | " * 9 + f"stopped: {self.stopped} |"
+        numbers = (
+            f"{self.nodes} | {self.nodes_after} | {self.norms} | {self.left} | {self.difference:.1e} | "
+            f"{self.noise:.1e} | {self.megabytes:.1f} | {self.before_ms:.1f} | {self.after_ms:.1f}"
+        )
+        return f"| {self.network} | {self.size} | {numbers} | {self.served} |"
+
+
+def warm(model: Any, size: int) -> None:
+    """Give BatchNorm statistics of its own network: a cumulative mean over seeded noise, then evaluation mode."""
+    import torch
+    from torch.nn.modules.batchnorm import _BatchNorm
+
+    norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
+    for module in norms:
+        module.momentum = None
+        module.train()
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for _ in range(2):
+            model(torch.randn(4, 3, size, size, generator=generator))
+        for module in norms:
+            module.num_batches_tracked.fill_(WARMING)
+            module.momentum = 0.1
+    model.eval()
+
+
+def write_with_norms(export: Export, path: Path) -> None:
+    """Export by dynamo with BatchNorm left in: constants are folded, no pattern is rewritten."""
+    import onnx
+    import torch
+    from onnxscript import optimizer
+
+    model = build(export)
+    warm(model, export.size)
+    images = torch.zeros(2, 3, export.size, export.size)
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")
+        program = torch.onnx.export(
+            model, (images,), dynamo=True, opset_version=export.opset, optimize=False, verbose=False,
+            input_names=["x"], output_names=["scores"], dynamic_shapes=({0: torch.export.Dim("batch")},),
+        )  # fmt: skip
+        optimizer.fold_constants(program.model)
+        optimizer.remove_unused_nodes(program.model)
+    onnx.save(program.model_proto, path)
+
+
+def median_ms(model_bytes: bytes, images: np.ndarray) -> float:
+    """Median time of one image on one thread."""
+    from service.engine import choose_device, open_engine
+
+    engine = open_engine(model_bytes, choose_device("cpu"))
+    engine.run(images)
+    times = []
+    for _ in range(RUNS):
+        started = time.perf_counter()
+        engine.run(images)
+        times.append(time.perf_counter() - started)
+    return 1000 * float(np.median(times))
+
+
+def served(models: Path, encoded: bytes, expected: int) -> str:
+    """Start the application in strict mode, which certifies, and ask it; say what came."""
+    from starlette.testclient import TestClient
+
+    from service.app import create_app
+    from service.config import Settings
+
+    with TestClient(create_app(Settings(models=models, device="cpu", max_batch_size=MOST_TOGETHER))) as client:
+        ends = time.monotonic() + 300
+        while client.get("/readyz").status_code != 200 and time.monotonic() < ends:
+            time.sleep(0.2)
+        answer = client.post("/predict", content=encoded, headers={"content-type": "image/png"})
+    if answer.status_code != 200:
+        return f"refused: {answer.json().get('detail', answer.status_code)}"
+    return "certified" if answer.json()["predictions"][0]["index"] == expected else "another label"
+
+
+def one(export: Export, folder: Path) -> Row:
+    """Take one network the whole way."""
+    import onnx
+
+    from service.artifact import Artifact
+    from training.importing.pipeline import Order, import_model
+    from training.importing.preprocessing import Wishes
+
+    path = folder / "network.onnx"
+    write_with_norms(export, path)
+    wishes = Wishes(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225), size=export.size)
+    exported = import_model(Order(path, "network", wishes), folder / "models", say=lambda _: None)
+    artifact = Artifact.load(exported.folder)
+    before, after = onnx.load(path), onnx.load(exported.folder / "model.onnx")
+    norms, left = (sum(node.op_type == "BatchNormalization" for node in m.graph.node) for m in (before, after))
+    pixels = artifact.golden.pixels[:1]
+    floats = ((pixels / 255 - wishes.mean) / np.array(wishes.std)).astype(np.float32).transpose(0, 3, 1, 2)
+    expected = int(artifact.golden.logits_float64[0].argmax())
+    return Row(
+        f"{export.source} {export.network}", export.size, len(before.graph.node), len(after.graph.node), norms, left,
+        exported.parity.max_abs_difference, exported.parity.float32_noise, exported.bytes / 1e6,
+        median_ms(path.read_bytes(), np.ascontiguousarray(floats)), median_ms(artifact.model_bytes, pixels),
+        served(folder / "models", artifact.golden.encoded[0], expected),
+    )  # fmt: skip
+
+
+def child(index: int) -> int:
+    """Print one row as JSON."""
+    import torch
+
+    torch.set_num_threads(1)
+    export = ZOO[index]
+    library = declare_missing_operators()
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            row = one(export, Path(folder))
+        except Exception as error:  # noqa: BLE001 - whatever stops a network is its row
+            reason = str(error).replace(folder, "").strip().partition("\n")[0]
+            row = Row(f"{export.source} {export.network}", export.size, stopped=f"{type(error).__name__}: {reason}")
+    del library
+    print(json.dumps(asdict(row)))
+    return 0
+
+
+def page(rows: list[Row]) -> str:
+    """The page: header, rows, and what they come to."""
+    names = ("torch", "torchvision", "timm", "onnx", "onnxruntime")
+    packages = ", ".join(f"{name} {version(name).split('+')[0]}" for name in names)
+    good = [row for row in rows if not row.stopped]
+    certified = sum(row.served == "certified" for row in good)
+    total = f"{len(rows)} networks: {len(good)} imported, {certified} certified and served"
+    norms, left = sum(row.norms for row in good), sum(row.left for row in good)
+    end = f"\n**{total}; {norms} BatchNorms, {left} left.**\n"
+    lines = "\n".join(row.line() for row in rows)
+    return HEADER.format(packages=packages, runs=RUNS) + lines + "\n" + end
+
+
+def by_cost() -> list[tuple[int, Export]]:
+    """The list with the quick networks first, so that a run that is cut short has most of them."""
+    slow = ("50", "101", "121", "v2_s", "vgg", "inception", "vit", "swin", "dla", "convnext_tiny", "nf_", "googlenet")
+    return sorted(enumerate(ZOO), key=lambda pair: any(word in pair[1].network for word in slow))
+
+
+def main() -> int:
+    """Write the table; 1 where a network was stopped."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, help="the page to write")
+    parser.add_argument("--one", type=int, help="one network by its place in the list, as JSON")
+    parser.add_argument("--timeout-s", type=int, default=600, help="for one network")
+    arguments = parser.parse_args()
+    if arguments.one is not None:
+        return child(arguments.one)
+    rows = []
+    seen = set()
+    for index, export in by_cost():
+        if (export.source, export.network) in seen or export.exporter != "dynamo":
+            continue
+        seen.add((export.source, export.network))
+        command = [sys.executable, "-m", "benchmarks.zoo_import", "--one", str(index)]
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, timeout=arguments.timeout_s, check=False)
+            rows.append(Row(**json.loads(done.stdout.splitlines()[-1])))
+        except (subprocess.TimeoutExpired, IndexError, ValueError) as error:
+            rows.append(Row(f"{export.source} {export.network}", export.size, stopped=type(error).__name__))
+        print(rows[-1].line(), flush=True)
+        arguments.out.write_text(page(rows), encoding="utf-8")
+    print(json.dumps({"networks": len(rows), "stopped": sum(bool(row.stopped) for row in rows)}))
+    return int(any(row.stopped for row in rows))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

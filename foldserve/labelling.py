@@ -1,0 +1,122 @@
+"""Labels files one after another, here with the model itself or by a server, in the words of /predict."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from service.errors import FoldserveError
+
+if TYPE_CHECKING:
+    from service.classifier import Outcome
+    from service.repository import Model
+
+# What a folder is searched for; a file that is named is always tried, whatever its name.
+SUFFIXES = frozenset({".avif", ".bmp", ".gif", ".jfif", ".jpe", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
+
+
+class PredictionRefused(FoldserveError):
+    """The files, the server, or the way to it, gave no prediction."""
+
+
+@dataclass(frozen=True, slots=True)
+class Query:
+    """What is wanted of each image."""
+
+    model: str | None
+    top_k: int
+    logits: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Labelled:
+    """One image: which model answered (`model`, `version`, `form`; empty where none did), and its prediction."""
+
+    head: dict[str, Any]
+    prediction: dict[str, Any]
+
+
+def find_images(paths: Sequence[Path], *, recursive: bool) -> list[Path]:
+    """Return the files that are named, and where asked for the images in folders, sorted. Raises PredictionRefused."""
+    found: list[Path] = []
+    for path in paths:
+        if not (recursive and path.is_dir()):
+            found.append(path)
+        elif images := sorted(one for one in path.rglob("*") if one.suffix.lower() in SUFFIXES and one.is_file()):
+            found += images
+        else:
+            raise PredictionRefused(f"{path}: no image in this folder; names end in {', '.join(sorted(SUFFIXES))}")
+    return found
+
+
+def run_here(models: Path, paths: Sequence[Path], query: Query) -> Iterator[Labelled]:
+    """Yield the labels of files by a model of this repository. Raises PredictionRefused and what loading raises."""
+    from service.answers import predict_body
+    from service.engine import choose_device, open_engine
+    from service.repository import Repository
+
+    for path in paths[:1]:
+        _read(path)  # before a model is loaded for nothing
+    repository = Repository(models, open_engine)
+    names = repository.names()
+    if query.model is None and len(names) > 1:
+        raise PredictionRefused(f"{models} holds {', '.join(names)}; choose one with --model")
+    model = repository.load(query.model or names[0], choose_device("auto"))
+    for path in paths:
+        outcome = _classify(model, _read(path))
+        body = predict_body(model, [str(path)], [outcome], k=query.top_k, with_logits=query.logits)
+        yield _labelled(body)
+
+
+def ask_server(url: str, paths: Sequence[Path], query: Query, *, api_key: str | None = None) -> Iterator[Labelled]:
+    """Yield the labels of files by a server. Raises PredictionRefused."""
+    import httpx
+
+    from foldserve.client import Client, RequestRefused
+
+    parameters = {name: value for name, value in asdict(query).items() if value is not None}
+    try:
+        with Client(url, api_key=api_key) as client:
+            head = _served(client.models(), query.model)
+            answers = client.predict_many((_read(path) for path in paths), **parameters)
+            for path, answer in zip(paths, answers, strict=True):
+                if isinstance(answer, RequestRefused):
+                    yield Labelled(head, {"filename": str(path), "error": answer.problem})
+                else:
+                    answer["predictions"][0]["filename"] = str(path)
+                    yield _labelled(answer)
+    except (httpx.HTTPError, httpx.InvalidURL) as error:
+        raise PredictionRefused(f"{url}: {error or type(error).__name__}") from None
+
+
+def _labelled(body: dict[str, Any]) -> Labelled:
+    (prediction,) = body.pop("predictions")
+    return Labelled(body, prediction)
+
+
+def _served(body: dict[str, Any], name: str | None) -> dict[str, Any]:
+    """Return the model that will answer, where that is clear beforehand: images that all fail do not tell."""
+    models = [one for one in body.get("models", []) if name in (None, one["name"])]
+    return {"model": models[0]["name"], "version": models[0]["version"], "form": models[0]["form"]} if models else {}
+
+
+def _read(path: Path) -> bytes:
+    try:
+        encoded = path.read_bytes()
+    except OSError as error:
+        raise PredictionRefused(f"{path}: {error.strerror}") from None
+    if not encoded:
+        raise PredictionRefused(f"{path}: the file is empty")
+    return encoded
+
+
+def _classify(model: "Model", encoded: bytes) -> "Outcome":
+    from service.classifier import Answered
+    from service.errors import ServiceError
+    from service.preprocessing import decode
+
+    try:
+        pixels = decode(encoded, model.manifest.preprocessing)
+        return Answered(pixels, model.run(pixels[None])[0])  # alone: (1, H, W, C) → (1, K)
+    except ServiceError as error:
+        return error

@@ -1,0 +1,63 @@
+"""Run under torchrun by `test_distributed`: trains, or measures BatchNorm, and leaves what came of it in a folder."""
+
+import json
+import sys
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from training import distributed
+from training.config import TrainConfig
+from training.distributed import processes
+from training.normalization.moments import Moments
+from training.normalization.running import snapshot
+from training.normalization.synchronized import merge_processes, merge_running_statistics, synchronize
+from training.run import train
+
+
+def share(values: torch.Tensor) -> torch.Tensor:
+    """Return this process's rows."""
+    each = len(values) // distributed.world_size()
+    return values[distributed.rank() * each : (distributed.rank() + 1) * each]
+
+
+def measure(folder: Path) -> None:
+    """Run one BatchNorm forward and backward over the joined batch, and merge what was kept apart."""
+    given = torch.load(folder / "given.pt", weights_only=True)
+    norm = nn.BatchNorm2d(3, momentum=0.3)
+    norm.load_state_dict(given["state"])
+    model = synchronize(nn.Sequential(norm), torch.device("cpu")).train()
+    images = share(given["images"]).clone().requires_grad_()
+    answer = model(images)
+    (answer * share(given["weights"])).sum().backward()
+    merged = merge_processes(Moments.of(given["images"][distributed.rank() :: 2][: 5 - distributed.rank()]))
+    found = {
+        "answer": answer.detach(),
+        "gradient": images.grad,
+        "weight_gradient": model[0].weight.grad,
+        "mean": snapshot(model)["0"][0],
+        "variance": snapshot(model)["0"][1],
+        "merged_mean": merged.mean,
+        "merged_variance": merged.variance,
+    }
+    apart = nn.Sequential(nn.BatchNorm2d(3, momentum=1.0)).train()
+    apart(share(given["images"]))
+    merge_running_statistics(apart)
+    found["apart_mean"], found["apart_variance"] = snapshot(apart)["0"]
+    torch.save(found, folder / f"found-{distributed.rank()}.pt")
+
+
+def main() -> None:
+    """Do what the first argument says, in the folder that the second names."""
+    torch.set_num_threads(1)
+    what, folder = sys.argv[1], Path(sys.argv[2])
+    if what == "measure":
+        with processes(torch.device("cpu")):
+            measure(folder)
+        return
+    config = TrainConfig.from_mapping(json.loads((folder / "given.json").read_text()))
+    train(config, folder / "run", resume=(folder / "run" / "config.json").exists())
+
+
+main()

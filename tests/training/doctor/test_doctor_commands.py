@@ -1,0 +1,146 @@
+"""`foldserve inspect` as a person meets it: exit codes, JSON, the page, and files that are no good."""
+
+import json
+import pickle
+import re
+import sys
+from pathlib import Path
+
+import onnx
+import pytest
+import torch
+from foreign_support import Graph, network
+from onnx import external_data_helper
+
+from foldserve.cli import main
+
+
+def test_a_healthy_file_exits_with_0_and_a_broken_one_with_1(tmp_path: Path, capsys):
+    assert main(["inspect", str(Graph().write(tmp_path))]) == 0
+    assert "0 errors, 1 warning" in capsys.readouterr().out
+    assert main(["inspect", str(Graph(training_mode=True).write(tmp_path))]) == 1
+    out = capsys.readouterr().out
+    for word in ("BatchNorm in training mode", "model.eval()", "norm"):
+        assert word in out
+
+
+def test_json_has_every_finding_with_its_words(tmp_path: Path, capsys):
+    assert main(["inspect", str(Graph(batch=1).write(tmp_path)), "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert (report["errors"], report["warnings"]) == (0, 2)
+    for finding in report["findings"]:
+        assert finding["severity"] == "warning"
+        assert all(finding[key] for key in ("check", "title", "observed", "explanation", "mend"))
+
+
+def test_the_page_needs_no_other_file_and_escapes_what_the_model_brings(tmp_path: Path):
+    model = Graph().model()
+    next(node for node in model.graph.node if node.op_type == "BatchNormalization").name = "<script>"
+    onnx.save(model, tmp_path / "x.onnx")
+    assert main(["inspect", str(tmp_path / "x.onnx"), "--html", str(tmp_path / "page.html")]) == 0
+    page = (tmp_path / "page.html").read_text()
+    assert "<svg" in page
+    assert "<script" not in page
+    assert "http" not in page
+    assert "&lt;script&gt;" in page
+
+
+class Bomb:
+    """Unpickling it would leave a trace."""
+
+    def __init__(self, trace: Path):
+        self.trace = trace
+
+    def __reduce__(self):
+        return (Path.touch, (self.trace,))
+
+
+@pytest.mark.parametrize("legacy", [True, False], ids=["bare pickle", "torch.save"])
+def test_pickled_code_is_refused_and_never_run(tmp_path: Path, capsys, legacy: bool):
+    trace, path = tmp_path / "was-run", tmp_path / "bad.pt"
+    content = {"state_dict": network().state_dict(), "extra": Bomb(trace)}
+    path.write_bytes(pickle.dumps(content)) if legacy else torch.save(content, path)
+    assert main(["inspect", str(path)]) == 1
+    assert "not run" in capsys.readouterr().err
+    assert not trace.exists()
+
+
+def test_a_pickled_module_is_refused_with_the_mend(tmp_path: Path, capsys):
+    torch.save(network(), tmp_path / "module.pth")
+    assert main(["inspect", str(tmp_path / "module.pth")]) == 1
+    assert "state_dict()" in capsys.readouterr().err
+
+
+def _external(folder: Path) -> Path:
+    return Graph().write(folder, save_as_external_data=True, location="w.data", size_threshold=0)
+
+
+def test_external_data_beside_the_file_is_read(tmp_path: Path):
+    assert main(["inspect", str(_external(tmp_path))]) == 0
+
+
+def _truncate(path: Path):
+    data = path.with_name("w.data")
+    data.write_bytes(data.read_bytes()[:-10])
+
+
+def _point_to(location: str):
+    def change(path: Path):
+        (path.parent.parent / "outside.data").write_bytes(b"\0" * 10**5)
+        model = onnx.load(path, load_external_data=False)
+        for tensor in model.graph.initializer:
+            del tensor.external_data[:]
+            tensor.raw_data = b"0"  # what onnx wants to see before it points elsewhere
+            external_data_helper.set_external_data(tensor, location.format(up=path.parent.parent))
+            tensor.ClearField("raw_data")
+            tensor.data_location = tensor.EXTERNAL
+        path.write_bytes(model.SerializeToString())
+
+    return change
+
+
+def _link(path: Path):
+    data = path.with_name("w.data")
+    data.rename(path.parent.parent / "outside.data")
+    data.symlink_to(path.parent.parent / "outside.data")
+
+
+def _large(path: Path):
+    with path.open("r+b") as file:
+        file.truncate(2**31)  # sparse: it takes no room
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (_truncate, "cut short"),
+        (_point_to("../outside.data"), "outside its own folder"),
+        (_point_to("{up}/outside.data"), "outside its own folder"),
+        (_link, "outside its own folder"),
+        (_point_to("gone.data"), "missing"),
+        (_large, "over 2 GB"),
+        (lambda path: path.write_bytes(b"PK\x03\x04 no model"), "not an ONNX"),
+        (lambda path: path.write_bytes(b""), "not an ONNX"),
+        (lambda path: path.write_bytes(path.read_bytes()[:-30]), "not an ONNX|not a sound ONNX"),
+        (lambda path: path.unlink(), "No such file"),
+    ],
+    ids=["truncated", "up", "absolute", "link", "missing data", "2 GB", "another file", "empty", "cut", "gone"],
+)
+def test_a_bad_file_is_refused_in_one_line(tmp_path: Path, capsys, damage, words: str):
+    folder = tmp_path / "inner"
+    folder.mkdir()
+    path = _external(folder)
+    damage(path)
+    assert main(["inspect", str(path)]) == 1
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert len(captured.err.splitlines()) == 1
+    assert re.search(words, captured.err)
+
+
+def test_a_momentum_that_cannot_be_is_wrong_usage(tmp_path: Path, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["inspect", str(tmp_path / "x.onnx"), "--momentum", "1.5"])
+    assert stop.value.code == 2
+    assert "PyTorch's sense" in capsys.readouterr().err
+    assert "torch" in sys.modules

@@ -1,0 +1,99 @@
+"""`training.doctor` on ONNX graphs, hand-made and by both exporters of torch: broken ones, and healthy ones."""
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from foreign_support import FILTERS, Graph, network, torch_export
+from onnx import TensorProto, helper
+
+from training.doctor.examine import inspect
+from training.packaging import Exported
+
+HEALTHY = {"unfolded"}  # a BatchNorm behind a convolution is what these graphs are about
+
+
+def checks(path: Path) -> set[str]:
+    return {finding.check for finding in inspect(path).findings}
+
+
+def test_a_healthy_graph_is_only_told_to_be_folded(tmp_path: Path):
+    report = inspect(Graph().write(tmp_path))
+    assert {finding.check for finding in report.findings} == HEALTHY
+    assert report.errors == ()
+
+
+BREAKAGES = {
+    "training-mode": Graph(training_mode=True),
+    "bias-before": Graph(conv_bias=True),
+    "dropout-before": Graph(dropout=True),
+    "fixed-batch": Graph(batch=1),
+    "eps": Graph(epsilon=1e-12),
+    "not-finite": Graph(values={"matrix": np.full((4, FILTERS), np.nan)}),
+    "negative-variance": Graph(values={"var": -np.ones(FILTERS)}),
+    "never-updated": Graph(values={"mean": np.zeros(FILTERS), "var": np.ones(FILTERS)}),
+    "initial-statistics": Graph(values={"mean": np.full(FILTERS, 0.01), "var": np.linspace(0.95, 1.05, FILTERS)}),
+    "overflow": Graph(values={"matrix": np.full((4, FILTERS), 1e6)}),
+    "half-statistics": Graph(element_type=TensorProto.FLOAT16),
+}
+
+
+@pytest.mark.parametrize("check", BREAKAGES)
+def test_each_check_finds_the_broken_graph(tmp_path: Path, check: str):
+    found = checks(BREAKAGES[check].write(tmp_path)) - HEALTHY
+    assert found == {check}
+
+
+def test_batch_statistics_in_the_graph_are_found_by_the_proof(tmp_path: Path):
+    model = Graph().model()
+    norm = next(node for node in model.graph.node if node.op_type == "BatchNormalization")
+    norm.input[3] = "batch_mean"
+    at = list(model.graph.node).index(norm)
+    nodes = [
+        helper.make_node("ReduceMean", ["convolved", "axes"], ["batch_mean"], keepdims=0),
+        *list(model.graph.node)[at:],
+    ]
+    del model.graph.node[at:]
+    model.graph.node.extend(nodes)
+    model.graph.initializer.append(onnx.numpy_helper.from_array(np.array([0, 2, 3]), "axes"))
+    onnx.save(model, tmp_path / "batch.onnx")
+    report = inspect(tmp_path / "batch.onnx")
+    assert [finding.check for finding in report.errors] == ["batch-statistics"]
+
+
+@pytest.mark.parametrize("dynamo", [True, False], ids=["dynamo", "script"])
+def test_a_torch_export_with_running_statistics_has_no_error(tmp_path: Path, dynamo: bool):
+    path = torch_export(network(), tmp_path / "torch.onnx", dynamo=dynamo)
+    report = inspect(path)
+    assert (report.layers, report.errors) == (2, ())
+    # without its optimizer the new exporter writes operators that no rule of the proof is for
+    assert checks(path) - {"unproven"} == HEALTHY
+
+
+def test_a_torch_export_without_running_statistics_is_found(tmp_path: Path):
+    path = torch_export(network(track=False), tmp_path / "torch.onnx", dynamo=True)
+    assert {finding.check for finding in inspect(path).errors} == {"batch-statistics"}
+
+
+def test_a_torch_export_in_training_mode_is_found(tmp_path: Path):
+    path = torch_export(network(), tmp_path / "torch.onnx", dynamo=False, training=True)
+    assert {finding.check for finding in inspect(path).errors} == {"training-mode"}
+
+
+def test_two_batchnorms_with_one_set_of_statistics_are_named(tmp_path: Path):
+    model = Graph().model()
+    relu = next(node for node in model.graph.node if node.op_type == "Relu")
+    again = helper.make_node("BatchNormalization", ["normed", "gamma", "beta", "mean", "var"], ["twice"], name="again")
+    relu.input[0] = "twice"
+    model.graph.node.insert(list(model.graph.node).index(relu), again)
+    onnx.save(model, tmp_path / "shared.onnx")
+    (finding,) = [one for one in inspect(tmp_path / "shared.onnx").findings if one.check == "shared-statistics"]
+    assert finding.where == ("again", "norm")
+
+
+def test_a_file_of_foldserves_own_says_what_was_folded(exported: Exported):
+    report = inspect(exported.folder / "model.onnx")
+    assert report.folded == len(exported.manifest.folds)
+    assert report.errors == ()
+    assert report.kind == "artifact"

@@ -1,0 +1,84 @@
+"""The three ways of one network for two domains, trained, and one folded artifact for each domain."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from training_support import QUICK, hush
+
+from foldserve.cli import main
+from service.artifact import Artifact
+from service.engine import choose_device, open_engine
+from service.preprocessing import encode_png
+from training.batches import SHARED_MIXED, plan
+from training.data import load
+from training.run import load_run, train
+
+CONFIG = replace(
+    QUICK, dataset="digits+folder:negative", size=8, mode="L", validation_images=300, limit_images=800, epochs=2,
+    workers=0, batch_size=32, domains="separate",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The digits, black on white, as an image folder."""
+    folder = tmp_path_factory.mktemp("data")
+    digits = load(replace(CONFIG, dataset="digits", domains="union", limit_images=0))
+    for part in (digits.training, digits.validation, digits.test):
+        for image, target in zip(part.images, part.targets, strict=True):
+            path = folder / "negative" / str(target)
+            path.mkdir(parents=True, exist_ok=True)
+            (path / f"{len(list(path.iterdir()))}.png").write_bytes(encode_png(255 - image))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run(data_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("runs") / "separate"
+    train(CONFIG, folder, data_dir=data_dir, say=hush)
+    return folder
+
+
+@pytest.mark.parametrize("way", ["union", "batches", "separate"])
+def test_each_domain_gives_as_many_images_and_batches_are_mixed_or_pure(way: str):
+    domains = np.repeat([0, 1], [100, 30])
+    planned = plan(domains, replace(CONFIG, domains=way, batch_size=10), 1)
+    assert len(planned) == 20
+    seen = np.concatenate([domains[one.indices] for one in planned])
+    assert np.bincount(seen).tolist() == [100, 100]
+    for one in planned:
+        found = set(domains[one.indices])
+        assert one.domain == SHARED_MIXED or found == {one.domain}
+    assert any(len(set(domains[one.indices])) == 2 for one in planned) == (way == "union")
+    larger = [index for one in planned for index in one.indices if index < 100]
+    assert len(set(larger)) == 100, "of the largest domain each image is there once"
+
+
+@pytest.mark.parametrize("way", ["union", "batches"])
+def test_shared_batchnorm_gives_one_result_over_both_domains(tmp_path: Path, data_dir: Path, way: str):
+    result = train(replace(CONFIG, domains=way, epochs=1), tmp_path / "run", data_dir=data_dir, say=hush)
+    assert set(result["domains"]) == {"digits", "negative"}
+    assert load_run(tmp_path / "run", data_dir).by_domain() == {}
+
+
+def test_a_separate_run_is_exported_as_one_folded_artifact_a_domain(tmp_path: Path, data_dir: Path, run: Path, capsys):
+    models = tmp_path / "models"
+    code = main(["export", str(run), "--name", "ours", "--models", str(models), "--data-dir", str(data_dir)])
+    assert code == 0
+    assert sorted(path.name for path in models.iterdir()) == ["ours-digits", "ours-negative"]
+    trained = load_run(run, data_dir)
+    results = json.loads((run / "result.json").read_text())
+    for domain in trained.dataset.domains:
+        artifact = Artifact.load(models / f"ours-{domain}" / "1")
+        assert artifact.manifest.kept == ()
+        assert len(artifact.manifest.folds) == 4
+        assert artifact.manifest.training["dataset"] == domain
+        assert {record.initial_share for record in artifact.manifest.batchnorm} == {0.0}
+        engine = open_engine(artifact.model_bytes, choose_device("cpu"))
+        test = trained.dataset.of_domain(domain).test
+        labelled = engine.run(np.ascontiguousarray(test.images)).argmax(1)
+        # float32 rounding may turn a tie of two classes: a few images
+        assert (labelled == test.targets).mean() == pytest.approx(results["domains"][domain], abs=0.01)

@@ -1,0 +1,137 @@
+"""`training.learner`: a step that is guarded, accumulated, clipped, averaged; what BatchNorm sees of it."""
+
+import copy
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+from training_support import QUICK
+
+from training.architectures import build
+from training.batches import Batch
+from training.errors import RunError
+from training.learner import MOST_SKIPPED, Learner
+from training.normalization import batch_norms
+from training.normalization.running import snapshot
+from training.optimization import build_optimizer
+
+PLAIN = replace(QUICK, translate=0.0, batch_size=8, momentum=0.0, weight_decay=0.0)
+
+
+class Pixels(nn.Module):
+    """uint8 → float32."""
+
+    def forward(self, images):
+        return images.float() / 255
+
+
+def learner(config=PLAIN, arithmetic=torch.float32) -> Learner:
+    torch.manual_seed(0)
+    model = nn.Sequential(Pixels(), build("small_cnn", channels=1, classes=10, size=8, bn_momentum=0.1))
+    optimizer = build_optimizer(config, model)
+    model.train()
+    return Learner(model, optimizer, config, arithmetic=arithmetic)
+
+
+def batch(seed: int = 0, count: int = 8, fill: float | None = None) -> Batch:
+    generator = torch.Generator().manual_seed(seed)
+    images = torch.randint(0, 256, (count, 1, 8, 8), generator=generator).float()
+    if fill is not None:
+        images[3, 0, 2, 2] = fill
+    return Batch(images, torch.arange(count) % 10, -1)
+
+
+@pytest.mark.parametrize("fill", [torch.nan, torch.inf])
+def test_a_batch_that_is_not_finite_never_touches_running_statistics(fill: float):
+    one = learner()
+    one.step([batch()], 1)
+    before = copy.deepcopy(one.model.state_dict())
+    with pytest.raises(RunError, match=r"not finite in epoch 4; set learning_rate lower than 0\.05"):
+        one.step([batch(fill=fill)], 4)
+    assert all(torch.equal(value, before[name]) for name, value in one.model.state_dict().items())
+
+
+def test_without_the_guard_it_would():
+    norm = nn.BatchNorm2d(1)
+    norm(torch.full((2, 1, 2, 2), torch.nan))
+    assert norm.running_mean.isnan().all()
+
+
+def test_in_float16_such_a_batch_is_skipped_and_training_goes_on_until_there_are_too_many():
+    one = learner(arithmetic=torch.float16)
+    one.step([batch()], 1)
+    before = copy.deepcopy(one.model.state_dict())
+    assert one.step([batch(fill=torch.nan)], 1).images == 0
+    assert all(torch.equal(value, before[name]) for name, value in one.model.state_dict().items())
+    assert one.step([batch()], 1).images == 8
+    assert one.skipped == 0
+    for _ in range(MOST_SKIPPED - 1):
+        one.step([batch(fill=torch.inf)], 3)
+    with pytest.raises(RunError, match="batches in a row are not finite in epoch 3 in float16"):
+        one.step([batch(fill=torch.inf)], 3)
+
+
+@pytest.mark.parametrize("arithmetic", [torch.bfloat16, torch.float16])
+def test_narrow_arithmetic_keeps_batchnorm_in_float32(arithmetic: torch.dtype):
+    """Were the statistics summed in 8 or 11 bits they would be off by more than 2⁻⁹ and 2⁻¹²."""
+    one = learner(arithmetic=arithmetic)
+    inputs = {}
+    for name, norm in batch_norms(one.network):
+        norm.register_forward_pre_hook(lambda _, seen, name=name: inputs.update({name: seen[0].detach().double()}))
+    one.step([batch()], 1)
+    for name, norm in batch_norms(one.network):
+        assert norm.running_mean.dtype == norm.weight.dtype == norm.weight.grad.dtype == torch.float32
+        mean, variance = inputs[name].mean((0, 2, 3)), inputs[name].var((0, 2, 3))
+        torch.testing.assert_close(norm.running_mean.double(), 0.1 * mean, rtol=1e-5, atol=1e-7)
+        torch.testing.assert_close(norm.running_var.double(), 0.9 + 0.1 * variance, rtol=1e-5, atol=1e-7)
+
+
+def test_accumulated_parts_give_the_gradient_of_their_mean_and_batchnorm_sees_the_parts():
+    parts = [batch(1, 4), batch(2, 4)]
+    one = learner(replace(PLAIN, accumulate=2))
+    twin = copy.deepcopy(one.model)
+    one.step(parts, 1)
+    loss = sum(nn.functional.cross_entropy(twin(part.images), part.targets) for part in parts) / 2
+    loss.backward()
+    for mine, theirs in zip(one.model.parameters(), twin.parameters(), strict=True):
+        torch.testing.assert_close(mine.grad, theirs.grad, rtol=1e-5, atol=1e-7)
+    assert {int(norm.num_batches_tracked) for _, norm in batch_norms(one.network)} == {2}
+
+
+def test_the_gradient_is_clipped_to_a_norm():
+    free, clipped = learner(), learner(replace(PLAIN, clip_norm=1e-3))
+    for one in (free, clipped):
+        one.step([batch()], 1)
+
+    def norm(one: Learner) -> float:
+        return float(torch.cat([parameter.grad.flatten() for parameter in one.model.parameters()]).norm())
+
+    assert norm(free) > 1e-2
+    assert norm(clipped) == pytest.approx(1e-3, rel=1e-3)
+
+
+def test_the_average_of_weights_follows_its_recursion():
+    one = learner(replace(PLAIN, weight_ema=0.75))
+    wanted = None
+    for step in range(4):
+        one.step([batch(step)], 1)
+        now = [parameter.detach().double().clone() for parameter in one.network.parameters()]
+        wanted = now if wanted is None else [0.75 * a + 0.25 * b for a, b in zip(wanted, now, strict=True)]
+    for found, expected in zip(one.average.module.parameters(), wanted, strict=True):
+        torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-7)
+
+
+def test_no_gradient_and_no_decay_reaches_a_frozen_gamma():
+    from training.normalization.running import freeze_affine
+
+    torch.manual_seed(0)
+    network = build("small_cnn", channels=1, classes=10, size=8, bn_momentum=0.1)
+    freeze_affine(network)
+    model = nn.Sequential(Pixels(), network).train()
+    config = replace(PLAIN, weight_decay=0.1)
+    one = Learner(model, build_optimizer(config, model), config)
+    before, moved = [norm.weight.clone() for _, norm in batch_norms(network)], snapshot(network)
+    one.step([batch()], 1)
+    assert all(torch.equal(norm.weight, kept) for (_, norm), kept in zip(batch_norms(network), before, strict=True))
+    assert not torch.equal(snapshot(network)["block1.norm"][0], moved["block1.norm"][0])

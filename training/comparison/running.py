@@ -1,0 +1,62 @@
+"""Leads a comparison: every variant over every seed, what is kept is not run again, then pictures and page."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from training.comparison.experiments import Experiment, Scale, Variant
+from training.comparison.results import keep_trial, kept_trial, trial_path
+from training.comparison.telling import tell
+from training.comparison.trial import Trial, run_trial
+from training.config import TrainConfig
+from training.data import Dataset, load
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What is to be run: an experiment with the variants chosen, keys changed for all of them, and how much."""
+
+    name: str
+    experiment: Experiment
+    variants: tuple[Variant, ...]
+    changes: Mapping[str, object]
+    scale: Scale
+
+    def config(self, variant: Variant, seed: int) -> TrainConfig:
+        """Return the configuration of one trial; what was changed by hand wins over the variant. Raises UsageError."""
+        return self.experiment.base.with_values({**variant.values, **self.changes, "seed": seed})
+
+
+def compare(
+    plan: Plan, folder: Path, *, data_dir: Path | None = None, say: Callable[[str], None] = print
+) -> list[Path]:
+    """Run what is missing, then write CSV, PNG and page into `folder`; return what was written.
+
+    Raises UsageError, DataError or RunError. Stopped at any moment, it goes on with the first trial that is not kept.
+    """
+    configs = [(variant, plan.config(variant, seed)) for seed in range(plan.scale.seeds) for variant in plan.variants]
+    trials: dict[str, list[Trial]] = {variant.name: [] for variant in plan.variants}
+    data: dict[int, Dataset] = {}
+    for number, (variant, config) in enumerate(configs, start=1):
+        path = trial_path(folder, variant.name, config, plan.scale)
+        trial = kept_trial(path)
+        if trial is None:
+            if config.seed not in data:  # the validation part is held out by the seed
+                data = {config.seed: load(config, data_dir)}
+            trial = run_trial(variant.name, config, data[config.seed], plan.scale)
+            keep_trial(path, trial, config)
+            say(f"{number}/{len(configs)}  {_words(trial)}")
+        trials[variant.name].append(trial)
+    return tell(plan.name, plan.experiment, plan.variants, trials, plan.scale, folder)
+
+
+def missing(plan: Plan, folder: Path) -> Sequence[Path]:
+    """Return where the trials that are still to run will be kept."""
+    pairs = ((variant, plan.config(variant, seed)) for seed in range(plan.scale.seeds) for variant in plan.variants)
+    paths = [trial_path(folder, variant.name, config, plan.scale) for variant, config in pairs]
+    return [path for path in paths if not path.exists()]
+
+
+def _words(trial: Trial) -> str:
+    end = "diverged" if trial.diverged else f"{trial.final.accuracy:.2%}"
+    return f"{trial.variant}, seed {trial.seed}: {end} after {trial.steps:,} steps in {trial.final.seconds:.1f} s"

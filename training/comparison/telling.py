@@ -1,0 +1,96 @@
+"""Writes a comparison: `comparison.csv`, PNG files, and one HTML page that holds both."""
+
+import csv
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from training.checkpoint import write_atomically
+from training.comparison.drawing import draw_curves, draw_sweep
+from training.comparison.experiments import Experiment, Scale, Variant
+from training.comparison.results import TARGETS, final_accuracy, seconds_to, steps_to
+from training.comparison.trial import Trial
+from training.page import Picture, Section, Table, build_page
+
+
+def tell(
+    name: str,
+    experiment: Experiment,
+    variants: Sequence[Variant],
+    trials: Mapping[str, Sequence[Trial]],
+    scale: Scale,
+    folder: Path,
+) -> list[Path]:
+    """Write table, pictures and page into `folder`; return the files. Raises RunError when the disk refuses."""
+    pictures = _pictures(name, experiment, variants, trials)
+    table = summary(experiment, variants, trials)
+    lead = (
+        f"{experiment.question} Each variant: {scale.seeds} seeds, {scale.images:,} training images shown, looked at "
+        f"{scale.evaluations} times on {scale.test_images:,} test images. Mean ± sample deviation over seeds."
+    )
+    sections = [
+        Section(
+            "Pictures",
+            "Shaded: one deviation over seeds. Faint points: single seeds.",
+            [Picture(data, file) for file, data in pictures.items()],
+        ),
+        Section("Numbers", "Seconds are of training alone, on the machine that ran it.", [table]),
+        Section("Held still", "The configuration that all variants share.", [_settings(experiment)]),
+    ]
+    contents = {
+        **pictures,
+        "comparison.csv": _csv(trials),
+        f"{name}.html": build_page(experiment.title, lead, sections).encode(),
+    }
+    for file, content in contents.items():
+        write_atomically(folder / file, content)
+    return [folder / file for file in contents]
+
+
+def summary(experiment: Experiment, variants: Sequence[Variant], trials: Mapping[str, Sequence[Trial]]) -> Table:
+    """Return what came of each variant: final accuracy, and for curves the way to the targets."""
+    is_warming = any(look.corrected != look.accuracy for same in trials.values() for one in same for look in one.looks)
+    head = ["variant", "test accuracy"] + (["with corrected statistics"] if is_warming else [])
+    if experiment.kind == "curves":
+        head += [f"{what} to {target:.0%}" for target in TARGETS for what in ("steps", "seconds")]
+    rows = [_row(variant.name, trials[variant.name], experiment, is_warming=is_warming) for variant in variants]
+    return Table([*head, "diverged"], rows)
+
+
+def _row(name: str, trials: Sequence[Trial], experiment: Experiment, *, is_warming: bool) -> list[str]:
+    row = [name, final_accuracy(trials).words("{:.2f} %", 100)]
+    if is_warming:
+        row.append(final_accuracy(trials, corrected=True).words("{:.2f} %", 100))
+    if experiment.kind == "curves":
+        for target in TARGETS:
+            row += [steps_to(target, trials).words(), seconds_to(target, trials).words("{:.1f}")]
+    return [*row, str(sum(trial.diverged for trial in trials))]
+
+
+def _pictures(
+    name: str, experiment: Experiment, variants: Sequence[Variant], trials: Mapping[str, Sequence[Trial]]
+) -> dict[str, bytes]:
+    if experiment.kind == "sweep":
+        return {f"{name}.png": draw_sweep(experiment, variants, trials)}
+    return {
+        f"{name}.png": draw_curves(experiment, variants, trials, over="step"),
+        f"{name}-seconds.png": draw_curves(experiment, variants, trials, over="seconds"),
+    }
+
+
+def _settings(experiment: Experiment) -> Table:
+    return Table(["key", "value"], [[key, str(value)] for key, value in asdict(experiment.base).items()])
+
+
+def _csv(trials: Mapping[str, Sequence[Trial]]) -> bytes:
+    text = io.StringIO(newline="")
+    writer = csv.writer(text)
+    writer.writerow(["variant", "seed", "step", "seconds", "accuracy", "corrected", "diverged"])
+    for same in trials.values():
+        for trial in same:
+            for look in trial.looks:
+                writer.writerow(
+                    [trial.variant, trial.seed, look.step, look.seconds, look.accuracy, look.corrected, trial.diverged]
+                )
+    return text.getvalue().encode()

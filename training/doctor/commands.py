@@ -1,0 +1,90 @@
+"""The subcommands `inspect` and `repair`. torch is loaded only when it runs."""
+
+import argparse
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from training.importing.preprocessing import Wishes
+
+
+def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Add the subcommand to the command line."""
+    parser = subparsers.add_parser(
+        "inspect",
+        help="examine the BatchNorm of a file",
+        description="Examine the BatchNorm of an ONNX file, a checkpoint or a run folder; exit 1 on errors.",
+    )
+    parser.add_argument("file", type=Path, metavar="FILE", help=".onnx, .safetensors, .pt, .pth or a run folder")
+    parser.add_argument("--momentum", type=_momentum, metavar="M", help="PyTorch's sense, 1 − TensorFlow's decay")
+    parser.add_argument("--data", type=Path, metavar="FOLDER", help="images to hold the statistics against")
+    add_preprocessing(parser)
+    parser.add_argument("--json", action="store_true", help="print the report as JSON")
+    parser.add_argument("--html", type=Path, metavar="FILE", help="write the report as one page with pictures")
+    parser.set_defaults(run=_inspect)
+    _register_repair(subparsers)
+
+
+def _register_repair(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    parser = subparsers.add_parser(
+        "repair",
+        help="mend running statistics",
+        description="Take the initial share out of the running statistics exactly, or gather them anew from images.",
+    )
+    parser.add_argument("file", type=Path, metavar="FILE", help=".onnx, .safetensors, .pt, .pth or a run folder")
+    parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="new file; a checkpoint: .safetensors")
+    parser.add_argument("--momentum", type=_momentum, metavar="M", help="PyTorch's sense, 1 − TensorFlow's decay")
+    parser.add_argument("--updates", type=int, metavar="N", help="training batches, where the file does not count them")
+    parser.add_argument("--data", type=Path, metavar="FOLDER", help="images to gather the statistics from (ONNX files)")
+    add_preprocessing(parser)
+    parser.set_defaults(run=_repair)
+
+
+def add_preprocessing(parser: argparse._ActionsContainer) -> None:
+    """Add the flags that say how images become the model's input; several commands share them."""
+    parser.add_argument("--preprocessing", metavar="FILE|PRESET", help="timm's pretrained_cfg JSON, or a preset's name")
+    parser.add_argument("--size", type=int, metavar="N", help="height and width, pixels [as the file says, else 224]")
+    parser.add_argument("--mean", type=float, nargs="+", metavar="M", help="per channel, pixels scaled to 0–1 [0]")
+    parser.add_argument("--std", type=float, nargs="+", metavar="S", help="per channel, pixels scaled to 0–1 [1]")
+
+
+def _momentum(text: str) -> float:
+    value = float(text)
+    if not 0 < value <= 1:
+        raise argparse.ArgumentTypeError(f"{text}: expected more than 0 and at most 1, PyTorch's sense (0.1 is usual)")
+    return value
+
+
+def _inspect(arguments: argparse.Namespace) -> int:
+    from training.doctor.examine import examine
+    from training.doctor.html import write_page
+    from training.doctor.read import read_subject
+    from training.doctor.text import as_text
+
+    subject = read_subject(arguments.file, arguments.momentum)
+    report = examine(subject)
+    if arguments.data is not None:
+        from training.doctor.data import examine_data
+
+        report = examine_data(report, subject, arguments.data, wishes_of(arguments))
+    if arguments.html is not None:
+        write_page(arguments.html, report, subject)
+    print(json.dumps(report.to_dict(), indent=2, ensure_ascii=False) if arguments.json else as_text(report))
+    return int(bool(report.errors))
+
+
+def _repair(arguments: argparse.Namespace) -> int:
+    from training.doctor.mending import Repair, repair
+
+    wishes = wishes_of(arguments)
+    repair(Repair(arguments.file, arguments.out, arguments.momentum, arguments.updates, arguments.data, wishes))
+    return 0
+
+
+def wishes_of(arguments: argparse.Namespace) -> "Wishes":
+    """Return what the shared preprocessing flags say."""
+    from training.importing.preprocessing import Wishes
+
+    mean, std = (None if values is None else tuple(values) for values in (arguments.mean, arguments.std))
+    return Wishes(arguments.preprocessing, arguments.size, mean, std)

@@ -1,0 +1,35 @@
+"""The examination: a subject's numbers, its graph, and, where images are given, what they show."""
+
+from pathlib import Path
+
+from training.doctor.findings import Finding, Report
+from training.doctor.graph import examine_graph
+from training.doctor.norms import Subject
+from training.doctor.numbers import examine_numbers, warmth_note
+from training.doctor.read import read_subject
+
+
+def inspect(path: Path, momentum: float | None = None) -> Report:
+    """Examine a file without data. Raises FileRefused or UsageError."""
+    return examine(read_subject(path, momentum))
+
+
+def examine(subject: Subject) -> Report:
+    """Return the report of what the file alone shows, errors first."""
+    findings = [*examine_numbers(subject), *(examine_graph(subject.model) if subject.model is not None else ())]
+    notes = [note for note in (warmth_note(subject), _emptiness(subject)) if note]
+    return Report(
+        subject.path, subject.kind, len(subject.layers), subject.folded, by_severity(findings), notes=tuple(notes)
+    )
+
+
+def by_severity(findings: list[Finding]) -> tuple[Finding, ...]:
+    """Return the errors, then the rest, each in the order in which they were found."""
+    return tuple(sorted(findings, key=lambda one: one.severity != "error"))
+
+
+def _emptiness(subject: Subject) -> str | None:
+    if subject.layers or subject.missing:
+        return None
+    folded = f"; {subject.folded} are folded, as its manifest says" if subject.folded else ""
+    return f"no BatchNorm is left in this file{folded}"

@@ -1,0 +1,168 @@
+"""The checks on an ONNX graph: modes, batch statistics, what stands before each BatchNorm, the batch dimension."""
+
+from collections import defaultdict
+from collections.abc import Iterator
+from itertools import chain
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+from service.artifact import stored_tensors
+from service.independence.proof import prove
+from service.independence.proof.verdict import OPSETS
+from training.doctor.findings import Finding, finding
+from training.doctor.norms import Layer
+from training.folding.algebra import Array
+from training.foreign.read import constants, inputs_of, opset_of
+
+FLOAT16_MAX = 65504.0
+LINEAR = frozenset({"Conv", "ConvTranspose", "Gemm"})
+TRANSPARENT = frozenset({"Identity", "Cast"})
+
+
+def norm_nodes(graph: onnx.GraphProto) -> list[onnx.NodeProto]:
+    """Return the BatchNormalization nodes of the main graph, in order."""
+    return [node for node in graph.node if node.op_type == "BatchNormalization"]
+
+
+def node_name(node: onnx.NodeProto) -> str:
+    """Return what people call a node: its name, else its first output."""
+    return node.name or node.output[0]
+
+
+def layer_of(node: onnx.NodeProto, known: dict[str, np.ndarray]) -> Layer:
+    """Return the numbers of a BatchNormalization node; what the file does not fix is None.
+
+    The attribute `momentum` is not believed: exporters write it whatever the training was (ONNX's is the decay).
+    """
+
+    def read(index: int) -> Array | None:
+        values = known.get(node.input[index])
+        return None if values is None else np.asarray(values, np.float64)
+
+    variance = known.get(node.input[4])
+    return Layer(
+        node_name(node),
+        running_mean=read(3),
+        running_var=read(4),
+        weight=read(1),
+        bias=read(2),
+        eps=float(attribute(node, "epsilon", 1e-5)),
+        stored_as="float32" if variance is None else str(variance.dtype),
+    )
+
+
+def attribute(node: onnx.NodeProto, name: str, default: float) -> float:
+    """Return a number attribute of a node, or its default."""
+    return next((helper.get_attribute_value(one) for one in node.attribute if one.name == name), default)
+
+
+def examine_graph(model: onnx.ModelProto) -> Iterator[Finding]:
+    """Yield what the graph shows."""
+    yield from _modes(model)
+    yield from _mixing(model)
+    yield from _neighbours(model)
+    yield from _shared(model)
+    yield from _frame(model)
+
+
+def damaged_weights(model: onnx.ModelProto) -> tuple[str, ...]:
+    """Return the stored tensors that hold NaN or Inf; −Inf alone is a mask's, and is left out."""
+    return tuple(tensor.name or "a constant" for tensor in stored_tensors(model) if _is_damaged(tensor))
+
+
+def _is_damaged(tensor: TensorProto) -> bool:
+    if tensor.data_type not in (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE):
+        return False
+    values = numpy_helper.to_array(tensor)
+    return bool(np.isnan(values).any() or (values.size > 1 and np.isposinf(values).any()))
+
+
+def _modes(model: onnx.ModelProto) -> Iterator[Finding]:
+    opset = opset_of(model)
+    training = [node_name(node) for node in norm_nodes(model.graph) if _trains(node, opset)]
+    if training:
+        yield finding("training-mode", f"{len(training)} BatchNormalization nodes", training)
+
+
+def _trains(node: onnx.NodeProto, opset: int) -> bool:
+    """From opset 14 the attribute tells; before, more outputs than one do (BatchNormalization-9, outputs)."""
+    return attribute(node, "training_mode", 0) == 1 or (opset < 14 and len([one for one in node.output if one]) > 1)
+
+
+def _mixing(model: onnx.ModelProto) -> Iterator[Finding]:
+    known = constants(model)
+    computed = [node_name(node) for node in norm_nodes(model.graph) if not {*node.input[3:5]} <= set(known)]
+    if computed:
+        yield finding("batch-statistics", "mean or variance are computed by the graph", computed)
+        return
+    if any(_modes(model)) or len(inputs_of(model.graph)) != 1:
+        return
+    verdict = prove(model)
+    if verdict.verdict == "mixed":
+        yield finding("batch-statistics", verdict.reason, (verdict.node,))
+    elif verdict.verdict == "unproven":
+        yield finding("unproven", verdict.reason, (verdict.node,))
+
+
+def _neighbours(model: onnx.ModelProto) -> Iterator[Finding]:
+    """Look at what feeds each BatchNorm."""
+    producers = {output: node for node in model.graph.node for output in node.output}
+    known = constants(model)
+    found = defaultdict(list)
+    for node in norm_nodes(model.graph):
+        before = _producer(producers, node.input[0])
+        if before is None:
+            continue
+        if before.op_type in LINEAR:
+            found["unfolded"].append(node_name(node))
+        if before.op_type in LINEAR and len(before.input) > 2 and _is_some(known, before.input[2]):
+            found["bias-before"].append(node_name(node))
+        if before.op_type == "Dropout":
+            found["dropout-before"].append(node_name(node))
+    for check, names in found.items():
+        yield finding(check, f"{len(names)} of {len(norm_nodes(model.graph))} BatchNorms", names)
+
+
+def _is_some(known: dict[str, np.ndarray], name: str) -> bool:
+    """Exporters write a missing bias as zeros."""
+    return name in known and bool(np.any(known[name]))
+
+
+def _producer(producers: dict[str, onnx.NodeProto], name: str) -> onnx.NodeProto | None:
+    node = producers.get(name)
+    while node is not None and node.op_type in TRANSPARENT:
+        node = producers.get(node.input[0])
+    return node
+
+
+def _shared(model: onnx.ModelProto) -> Iterator[Finding]:
+    readers = defaultdict(list)
+    for node in norm_nodes(model.graph):
+        for name in set(node.input[3:5]):
+            readers[name].append(node_name(node))
+    shared = {name: nodes for name, nodes in readers.items() if len(nodes) > 1}
+    if shared:
+        name, nodes = next(iter(shared.items()))
+        yield finding("shared-statistics", f"{name} is read by {', '.join(nodes)}", sorted({*chain(*shared.values())}))
+
+
+def _frame(model: onnx.ModelProto) -> Iterator[Finding]:
+    for value in inputs_of(model.graph)[:1]:
+        first = next(iter(value.type.tensor_type.shape.dim), None)
+        if first is not None and first.dim_value > 0:
+            yield finding("fixed-batch", f"the input {value.name} holds {first.dim_value} images", (value.name,))
+    if opset_of(model) not in OPSETS:
+        yield finding("opset", f"opset {opset_of(model)}")
+    large = {
+        tensor.name: peak
+        for tensor in model.graph.initializer
+        if tensor.data_type == TensorProto.FLOAT and FLOAT16_MAX < (peak := _peak(tensor)) < np.inf
+    }
+    if large:
+        yield finding("overflow", f"largest {max(large.values()):.3g}", large)
+
+
+def _peak(tensor: TensorProto) -> float:
+    return float(np.abs(numpy_helper.to_array(tensor)).max(initial=0))

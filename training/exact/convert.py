@@ -1,0 +1,172 @@
+"""A folded float artifact → its exact form: calibrated, written, proved, and held against the float form.
+
+read ─ calibrate ─ grids ─ write ─ prove ─ agree? ─ (equalize and compare) ─ (fine-tune) ─ executions = integers
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from service.artifact import ExactLayer, ExactRecord
+from service.independence.exactness import THEOREM_VERSION, Exactness, prove_exact
+from service.integers import Steps, read_steps
+from training.errors import NotConvertible
+from training.exact.calibration import FEWEST_IMAGES, Observed, calibrate
+from training.exact.checking import Labelled, Logits, Report, accuracy, check_executions, logits_of, open_model
+from training.exact.equalizing import equalize
+from training.exact.finetuning import fine_tune
+from training.exact.grids import choose_grids
+from training.exact.network import Network
+from training.exact.reading import read_network
+from training.exact.settling import settle_tables
+from training.exact.writing import write_exact
+
+WORTH_A_FINE_TUNE = 0.1  # points of accuracy
+MOST_CALIBRATION = 512
+
+
+@dataclass(frozen=True, slots=True)
+class Material:
+    """Images to convert with: `calibration` (N, H, W, C), no labels; `validation` to judge; `training` to fine-tune."""
+
+    calibration: NDArray[np.uint8]
+    validation: Labelled | None = None
+    training: Labelled | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Converted:
+    """An exact model, what was proved of it, and the account that goes into its manifest."""
+
+    model: onnx.ModelProto
+    steps: Steps
+    exactness: Exactness
+    record: ExactRecord
+
+
+@dataclass(frozen=True, slots=True)
+class _Draft:
+    """One try: the network it was made of, the model, and its logits on the calibration images."""
+
+    network: Network
+    model: onnx.ModelProto
+    bits: Mapping[str, int]
+    logits: Logits
+    error: float  # mean squared difference to the float logits
+
+
+def convert(float_model: onnx.ModelProto, material: Material, report: Report = lambda *_: None) -> Converted:
+    """Return the exact form of a folded artifact (uint8 `image` in, float32 `logits` out).
+
+    Raises NotConvertible, with the node or layer and the reason, where there is none; ExportRefused where this
+    machine's kernels do not compute the integers.
+    """
+    images = material.calibration[:MOST_CALIBRATION]
+    _check_images(images)
+    network = read_network(float_model)
+    wanted = logits_of(open_model(float_model), images)
+    draft = _best(network, images, wanted, report)
+    draft, epochs = _fine_tuned(draft, float_model, material, wanted, report)
+    steps = read_steps(draft.model)
+    exactness = prove_exact(steps)
+    checked, differing = check_executions(draft.model, steps, _for_checks(material), report)
+    record = ExactRecord(
+        theorem=THEOREM_VERSION,
+        layers=_layers(exactness, draft.bits),
+        calibration_images=len(images),
+        is_equalized=draft.network is not network,
+        fine_tuned_epochs=epochs,
+        agreement=float((draft.logits.argmax(1) == wanted.argmax(1)).mean()),
+        checked_images=checked,
+        differing_executions=tuple(differing),
+        **_accuracies(draft.model, float_model, material.validation),
+    )
+    return Converted(draft.model, steps, exactness, record)
+
+
+def _check_images(images: NDArray[np.uint8]) -> None:
+    if len(images) < FEWEST_IMAGES:
+        raise NotConvertible(
+            f"calibration needs at least {FEWEST_IMAGES} real images, of the kind that will be served; "
+            f"got {len(images)}"
+        )
+
+
+def _best(network: Network, images: NDArray[np.uint8], wanted: Logits, report: Report) -> _Draft:
+    """Return the better of two drafts, with and without equalization, by the error of the logits."""
+    observed = calibrate(network, images, report)
+    plain = _draft(network, observed, images, wanted)
+    evened, pairs = equalize(network, observed)
+    if not pairs:
+        return plain
+    equalized = _draft(evened, calibrate(evened, images, report), images, wanted)
+    return min((plain, equalized), key=lambda draft: draft.error)
+
+
+def _draft(network: Network, observed: Mapping[str, Observed], images: NDArray[np.uint8], wanted: Logits) -> _Draft:
+    grids = settle_tables(network, choose_grids(network, observed))
+    model, bits = write_exact(network, grids, observed)
+    logits = logits_of(open_model(model), images)
+    return _Draft(network, model, bits, logits, float(((logits - wanted) ** 2).mean()))
+
+
+def _fine_tuned(
+    draft: _Draft, float_model: onnx.ModelProto, material: Material, wanted: Logits, report: Report
+) -> tuple[_Draft, int]:
+    """Return a draft whose weights were trained with the rounding in place, where the drop asks for it and it helps."""
+    validation, training = material.validation, material.training
+    if validation is None or training is None:
+        return draft, 0
+    goal = _accuracy(float_model, validation) - WORTH_A_FINE_TUNE / 100
+    best, chosen, epochs = _accuracy(draft.model, validation), draft, 0
+    if best >= goal:
+        return draft, 0
+    images = material.calibration[:MOST_CALIBRATION]
+    grids = settle_tables(draft.network, choose_grids(draft.network, calibrate(draft.network, images)))
+    for epoch, network in enumerate(fine_tune(draft.network, grids, training, report), start=1):
+        made = _draft(network, calibrate(network, images), images, wanted)
+        reached = _accuracy(made.model, validation)
+        if reached > best:
+            best, chosen, epochs = reached, made, epoch
+        if best >= goal:
+            break
+    return chosen, epochs
+
+
+def _accuracy(model: onnx.ModelProto, labelled: Labelled) -> float:
+    return accuracy(logits_of(open_model(model), labelled.images), labelled)
+
+
+def _for_checks(material: Material) -> NDArray[np.uint8]:
+    more = [material.validation.images] if material.validation is not None else []
+    return np.concatenate([*more, material.calibration])
+
+
+def _layers(exactness: Exactness, bits: Mapping[str, int]) -> tuple[ExactLayer, ...]:
+    return tuple(
+        ExactLayer(
+            name=layer.name,
+            weight_bits=bits.get(layer.name, 8),
+            terms=layer.terms,
+            bound=layer.bound,
+            headroom_bits=round(layer.headroom_bits, 2),
+        )
+        for layer in exactness.layers
+    )
+
+
+def _accuracies(model: onnx.ModelProto, float_model: onnx.ModelProto, validation: Labelled | None) -> dict[str, Any]:
+    if validation is None:
+        return {}
+    return {
+        "validation_images": len(validation.images),
+        "accuracy": _accuracy(model, validation),
+        "float_accuracy": _accuracy(float_model, validation),
+    }
+
+
+__all__ = ["Converted", "Labelled", "Material", "convert"]

@@ -1,0 +1,117 @@
+"""The exact form of an artifact that is being written: made, judged against what was asked for, and described."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import onnx
+
+from service.artifact import MANIFEST_KEY, ExactRecord, Golden, Manifest
+from service.executions import float_twin
+from service.independence.exactness import reference_logits
+from training.checkpoint import write_atomically
+from training.errors import ExportRefused, NotConvertible
+from training.exact.convert import Converted, Material, convert
+from training.exact.options import ExactOptions
+
+
+@dataclass(frozen=True, slots=True)
+class ExactForm:
+    """The bytes of `exact.onnx`, and the golden images with its answers."""
+
+    model_bytes: bytes
+    golden: Golden
+
+
+def form_exact(
+    float_model: onnx.ModelProto,
+    manifest: Manifest,
+    golden: Golden,
+    material: Material | None,
+    options: ExactOptions,
+    say: Callable[[str], None],
+) -> ExactForm | None:
+    """Return the exact form of an artifact, or None where there is none and none is required; tell which and why.
+
+    Raises ExportRefused where it is required and cannot be had, or where its accuracy drops by more than `max_drop`.
+    """
+    if options.wish == "off":
+        return None
+    try:
+        converted = _converted(float_model, material, say)
+    except NotConvertible as error:
+        if options.wish == "require":
+            raise ExportRefused(f"no exact form: {error}; --exact auto writes the float form alone") from None
+        say(f"no exact form: {error}; the float form alone is written")
+        return None
+    say(describe(converted))
+    _check_drop(converted, options.max_drop)
+    model = converted.model
+    described = manifest.model_copy(update={"exact": converted.record})
+    model.metadata_props.add(key=MANIFEST_KEY, value=described.model_dump_json())
+    onnx.checker.check_model(model, full_check=True)
+    if options.float_twin is not None:
+        write_atomically(options.float_twin, float_twin(model).SerializeToString())
+        say(f"float twin: {options.float_twin}")
+    answers = reference_logits(converted.steps, golden.pixels)
+    return ExactForm(model.SerializeToString(), replace(golden, logits_exact=answers))
+
+
+def _converted(float_model: onnx.ModelProto, material: Material | None, say: Callable[[str], None]) -> Converted:
+    if material is None:
+        raise NotConvertible("there are no real images to calibrate with; name a folder of them with --data")
+    return convert(float_model, material, _Progress(say))
+
+
+def describe(converted: Converted) -> str:
+    """Return the account of a conversion as lines for the terminal."""
+    record, tightest = converted.record, converted.exactness.tightest
+    wrong = ", ".join(record.differing_executions)
+    lines = [
+        (
+            f"exact form: {len(record.layers)} layers, every sum below 2^24 (tightest: {tightest.name}, "
+            f"{tightest.headroom_bits:.1f} bits left)"
+        ),
+        f"  every execution has the integers' bits on {record.checked_images:,} images"
+        + (f", except {wrong} on this machine" if wrong else ""),
+        f"  the float form's label on {100 * record.agreement:.2f} % of {record.calibration_images} calibration images",
+    ]
+    return "\n".join([*lines, *_accuracy_lines(record)])
+
+
+def _accuracy_lines(record: ExactRecord) -> list[str]:
+    if record.accuracy is None or record.float_accuracy is None:
+        return ["  no labelled images to judge its accuracy by"]
+    tuned = f", {record.fine_tuned_epochs} epochs of fine-tuning" if record.fine_tuned_epochs else ""
+    return [
+        (
+            f"  accuracy {100 * record.accuracy:.2f} %, float form {100 * record.float_accuracy:.2f} % "
+            f"({record.validation_images:,} validation images{tuned})"
+        )
+    ]
+
+
+def _check_drop(converted: Converted, max_drop: float) -> None:
+    record = converted.record
+    if record.accuracy is None or record.float_accuracy is None:
+        return
+    drop = 100 * (record.float_accuracy - record.accuracy)
+    if drop > max_drop:
+        raise ExportRefused(
+            f"the exact form loses {drop:.2f} points of accuracy ({100 * record.float_accuracy:.2f} → "
+            f"{100 * record.accuracy:.2f} %), allowed are {max_drop:g}; nothing was written. "
+            "--max-drop allows more, --exact off writes the float form alone"
+        )
+
+
+class _Progress:
+    """Says each step once, as it begins."""
+
+    def __init__(self, say: Callable[[str], None]) -> None:
+        self._say = say
+        self._last = ""
+
+    def __call__(self, step: str, done: float) -> None:
+        if step != self._last:
+            self._last = step
+            self._say(f"exact form: {step} …")
+        del done

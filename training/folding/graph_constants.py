@@ -1,0 +1,131 @@
+"""What is constant in an ONNX graph: initializers, Constant nodes, and arithmetic on those alone."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from onnx import GraphProto, NodeProto, TensorProto, helper, numpy_helper
+from onnx.reference import ReferenceEvaluator
+
+FLOATS = {TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE, TensorProto.BFLOAT16}
+# What exporters leave between a stored weight and its use: layout, types, and a BatchNorm written out in arithmetic.
+COMPUTED = frozenset({
+    "Identity", "Cast", "Reshape", "Squeeze", "Unsqueeze", "Transpose", "Flatten", "Concat", "Expand",
+    "Sqrt", "Reciprocal", "Neg", "Pow", "Add", "Sub", "Mul", "Div",
+})  # fmt: skip
+
+
+class Constants:
+    """The constants that the nodes of one graph can see, its own and those of the graphs around it."""
+
+    def __init__(self, graph: GraphProto, opset: int, given: frozenset[str], outer: "Constants | None" = None) -> None:
+        """`given` are the names that a caller may set, whatever the file stores for them."""
+        self._opset = opset
+        self._outer = outer
+        self._tensors = {tensor.name: tensor for tensor in graph.initializer if tensor.name not in given}
+        self._nodes: dict[str, NodeProto] = {}
+        self._known: dict[str, NDArray[Any] | None] = {}
+        for node in graph.node:
+            if node.op_type == "Constant" or (
+                node.op_type in COMPUTED and node.domain in {"", "ai.onnx"} and all(map(self.has, node.input))
+            ):
+                self._nodes |= dict.fromkeys(node.output, node)
+
+    def has(self, name: str) -> bool:
+        """Whether `name` is constant; an input left out counts as one."""
+        here = not name or name in self._tensors or name in self._nodes
+        return here or (self._outer is not None and self._outer.has(name))
+
+    def tensor(self, name: str) -> TensorProto | None:
+        """Return the initializer of this very graph, None where `name` is something else."""
+        return self._tensors.get(name)
+
+    def array(self, name: str) -> NDArray[Any] | None:
+        """Return the value, numbers with a fraction in float64; None for what is not constant, or not readable."""
+        if name not in self._known:
+            self._known[name] = self._read(name)
+        return self._known[name]
+
+    def floats(self, name: str) -> NDArray[np.float64] | None:
+        """Return the value where it holds numbers with a fraction."""
+        values = self.array(name)
+        return values if values is not None and values.dtype == np.float64 else None
+
+    def integers(self, name: str) -> list[int] | None:
+        """Return the value as a flat list where it holds integers."""
+        values = self.array(name)
+        return None if values is None or values.dtype.kind not in "iu" else [int(value) for value in values.ravel()]
+
+    def _read(self, name: str) -> NDArray[Any] | None:
+        if name in self._tensors:
+            return _to_array(self._tensors[name])
+        if name in self._nodes:
+            return self._compute(self._nodes[name])
+        return None if self._outer is None else self._outer.array(name)
+
+    def _compute(self, node: NodeProto) -> NDArray[Any] | None:
+        if node.op_type == "Constant":
+            return _constant_node(node)
+        inputs = {name: self.array(name) for name in node.input if name}
+        if any(values is None for values in inputs.values()):
+            return None
+        first = self.floats(node.input[0])
+        if node.op_type == "Cast" and first is not None and _attribute(node, "to") in FLOATS:
+            return first
+        return _evaluate(node, inputs, self._opset)
+
+
+def _attribute(node: NodeProto, name: str) -> Any:
+    return next((helper.get_attribute_value(entry) for entry in node.attribute if entry.name == name), None)
+
+
+def _to_array(tensor: TensorProto) -> NDArray[Any] | None:
+    if tensor.data_location == TensorProto.EXTERNAL:
+        return None
+    values = numpy_helper.to_array(tensor)
+    return values.astype(np.float64) if tensor.data_type in FLOATS else values
+
+
+def _constant_node(node: NodeProto) -> NDArray[Any] | None:
+    value = helper.get_attribute_value(node.attribute[0]) if node.attribute else None
+    if isinstance(value, TensorProto):
+        return _to_array(value)
+    if isinstance(value, float) or (isinstance(value, list) and value and isinstance(value[0], float)):
+        return np.asarray(value, np.float64)
+    integer = isinstance(value, int) or (isinstance(value, list) and all(isinstance(one, int) for one in value))
+    return np.asarray(value, np.int64) if integer else None
+
+
+def _evaluate(node: NodeProto, inputs: Mapping[str, Any], opset: int) -> NDArray[Any] | None:
+    """Run one node by ONNX's own reference, on float64 whatever the file's type is."""
+    *infos, result = (
+        helper.make_tensor_value_info(name, TensorProto.DOUBLE, None) for name in (*inputs, node.output[0])
+    )
+    model = helper.make_model(
+        helper.make_graph([node], "constant", infos, [result]), opset_imports=[helper.make_opsetid("", opset)]
+    )
+    try:
+        with np.errstate(all="ignore"):
+            first, *_ = ReferenceEvaluator(model).run(None, dict(inputs))
+            values = np.asarray(first)
+    except Exception:  # noqa: BLE001 - the reference raises whatever NumPy does; then it is not taken for a constant
+        return None
+    return values.astype(np.float64) if values.dtype.kind == "f" else values
+
+
+def names_read_inside(nodes: Iterable[NodeProto]) -> Iterator[str]:
+    """Yield every name that graphs inside these nodes read, their own among them."""
+    for graph in graphs_inside(nodes):
+        yield from (output.name for output in graph.output)
+        for node in graph.node:
+            yield from node.input
+        yield from names_read_inside(graph.node)
+
+
+def graphs_inside(nodes: Iterable[NodeProto]) -> Iterator[GraphProto]:
+    """Yield the graphs that these nodes hold: branches and loop bodies, one level deep."""
+    for attribute in (entry for node in nodes for entry in node.attribute):
+        yield from attribute.graphs
+        if attribute.HasField("g"):
+            yield attribute.g

@@ -1,0 +1,1 @@
+"""ONNX files that others wrote: read safely, batch made symbolic, precision changed, run in float64."""

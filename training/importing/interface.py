@@ -1,0 +1,95 @@
+"""Is this an image classifier? Reads the inputs and outputs of a foreign graph, and says plainly why not."""
+
+from dataclasses import dataclass
+from typing import NoReturn
+
+import onnx
+from onnx import TensorProto
+
+from training.errors import FileRefused
+from training.foreign.precision import FLOATS
+from training.foreign.read import inputs_of
+
+TEXT = frozenset({TensorProto.INT64, TensorProto.INT32, TensorProto.STRING})
+CHANNELS = (1, 3)
+
+
+@dataclass(frozen=True, slots=True)
+class Interface:
+    """What goes in and comes out of a foreign classifier; size is None where the file leaves it open."""
+
+    input_name: str
+    output_name: str
+    channels: int
+    channels_last: bool
+    size: tuple[int, int] | None
+    batch: int | None
+    takes_bytes: bool
+    classes: int
+
+
+def read_interface(model: onnx.ModelProto) -> Interface:
+    """Return the interface. Raises FileRefused, "not an image classifier, because …"."""
+    inputs, outputs = inputs_of(model.graph), list(model.graph.output)
+    if len(inputs) != 1:
+        _refuse(f"it has {len(inputs)} inputs ({_names(inputs)}), expected one, the images")
+    image = inputs[0]
+    _check_type(image)
+    shape = [_extent(dim) for dim in image.type.tensor_type.shape.dim]
+    if len(shape) != 4:
+        _refuse(f"its input {image.name} has {len(shape)} axes, expected 4: batch, channels, height, width")
+    if 0 in shape:
+        _refuse(f"its input {image.name} has an axis of size 0: {shape}")
+    channels_last = shape[1] not in CHANNELS and shape[3] in CHANNELS
+    channels = shape[3] if channels_last else shape[1]
+    if channels is None or channels not in CHANNELS:
+        _refuse(f"its input {image.name} has shape {_shown(shape)}, and neither axis 1 nor axis 3 is 1 or 3 channels")
+    height, width = shape[1:3] if channels_last else shape[2:4]
+    return Interface(
+        image.name,
+        outputs[0].name,
+        channels,
+        channels_last,
+        (height, width) if height and width else None,
+        shape[0],
+        image.type.tensor_type.elem_type == TensorProto.UINT8,
+        _classes(outputs),
+    )
+
+
+def _check_type(image: onnx.ValueInfoProto) -> None:
+    kind = image.type.tensor_type.elem_type
+    if kind in TEXT:
+        _refuse(f"its input {image.name} holds {TensorProto.DataType.Name(kind).lower()} numbers, as text models do")
+    if kind not in FLOATS | {TensorProto.UINT8}:
+        _refuse(f"its input {image.name} is {TensorProto.DataType.Name(kind).lower()}, expected float or uint8")
+
+
+def _classes(outputs: list[onnx.ValueInfoProto]) -> int:
+    if len(outputs) != 1:
+        _refuse(f"it has {len(outputs)} outputs ({_names(outputs)}), as detectors do; expected one, the scores")
+    shape = [_extent(dim) for dim in outputs[0].type.tensor_type.shape.dim]
+    while len(shape) > 2 and shape[-1] == 1:
+        shape = shape[:-1]  # (batch, classes, 1, 1), as fully convolutional heads have it
+    classes = shape[1] if len(shape) == 2 else None
+    if not classes:
+        _refuse(f"its output {outputs[0].name} has shape {_shown(shape)}, expected (batch, classes)")
+    if classes < 2:
+        _refuse(f"its output {outputs[0].name} has {classes} class; expected at least 2")
+    return classes
+
+
+def _refuse(why: str) -> NoReturn:
+    raise FileRefused(f"not an image classifier, because {why}")
+
+
+def _extent(dim: onnx.TensorShapeProto.Dimension) -> int | None:
+    return dim.dim_value if dim.HasField("dim_value") else None
+
+
+def _shown(shape: list[int | None]) -> str:
+    return "(" + ", ".join("?" if extent is None else str(extent) for extent in shape) + ")"
+
+
+def _names(values: list[onnx.ValueInfoProto]) -> str:
+    return ", ".join(value.name for value in values)

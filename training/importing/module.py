@@ -1,0 +1,129 @@
+"""A person's own torch module, named PACKAGE.MODULE:FUNCTION, with its checkpoint → an artifact."""
+
+import hashlib
+import importlib
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from service.artifact import Manifest
+from service.preprocessing import Preprocessing
+from training import card
+from training.doctor.examine import examine
+from training.doctor.read import read_state, state_subject
+from training.doctor.text import as_text
+from training.errors import ExportRefused, FileRefused, UsageError
+from training.exact.options import ExactOptions
+from training.export import export_network
+from training.importing.images import folder_images, folder_material, synthetic_images
+from training.importing.labels import read_labels
+from training.importing.preprocessing import Wishes, choose
+from training.normalization import batch_norms, norm_records
+from training.packaging import Exported, check_name
+
+
+@dataclass(frozen=True, slots=True)
+class ModuleOrder:
+    """What a person asks for: the function that returns the module, its checkpoint, and how pixels are prepared."""
+
+    function: str
+    checkpoint: Path
+    name: str
+    wishes: Wishes
+    labels: Path | None = None
+    data: Path | None = None
+
+
+def export_module(
+    order: ModuleOrder,
+    models: Path,
+    *,
+    exact: ExactOptions = ExactOptions(),  # noqa: B008 - frozen
+    say: Callable[[str], None] = print,
+) -> Exported:
+    """Write the artifact of a module as the next version of `order.name`.
+
+    Raises UsageError, FileRefused, NotFoldable or ExportRefused; then nothing was written.
+    """
+    check_name(order.name)
+    network = load_module(order.function, order.checkpoint, say)
+    channels = next((one.in_channels for one in network.modules() if isinstance(one, nn.Conv2d)), 3)
+    spec, notes = choose(order.wishes, channels, None)
+    for note in notes:
+        say(f"note     {note}")
+    if order.data is None:
+        images, kind = synthetic_images(spec), "synthetic"
+        say("note     no --data: checked with made-up images; real ones are a better check")
+    else:
+        (images, _), kind = folder_images(order.data, spec), card.REAL
+    facts = _facts(order, kind)
+    labels = read_labels(order.labels, _classes(network, spec))
+    records = norm_records(network)
+    manifest = Manifest(name=order.name, labels=labels, preprocessing=spec, training=facts, batchnorm=records)
+    material = folder_material(order.data, spec, labels) if order.data is not None and exact.wish != "off" else None
+    return export_network(network, manifest, images, models, exact=exact, material=material, say=say)
+
+
+def load_module(function: str, checkpoint: Path, say: Callable[[str], None] = print) -> nn.Module:
+    """Call the function, load the checkpoint into what it returns, examine it, and return it in evaluation mode.
+
+    Raises UsageError where the function gives no module, FileRefused where the checkpoint is another network's,
+    ExportRefused for the doctor's errors.
+    """
+    network = _call(function)
+    state = read_state(checkpoint)
+    momentum = next((norm.momentum for _, norm in batch_norms(network)), None)
+    report = examine(state_subject(checkpoint, state, momentum, "checkpoint"))
+    if report.errors:
+        say(as_text(report))
+        raise ExportRefused(f"{checkpoint} would answer wrongly: {report.errors[0].title}; nothing was written")
+    try:
+        network.load_state_dict(state)
+    except RuntimeError as error:
+        reason = str(error).splitlines()[1].strip() if "\n" in str(error) else str(error)
+        raise FileRefused(f"{checkpoint} does not fit {function}: {reason}") from None
+    return network.float().eval()
+
+
+def _call(function: str) -> nn.Module:
+    """Import and call what PACKAGE.MODULE:FUNCTION names; the current folder is looked in too, as Python does."""
+    module_name, _, name = function.partition(":")
+    if str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))
+    try:
+        network: Any = getattr(importlib.import_module(module_name), name)()
+    except ModuleNotFoundError as error:
+        if error.name is None or not module_name.startswith(error.name):
+            raise
+        raise UsageError(f"{function}: there is no module {error.name} here; run where it can be imported") from None
+    except AttributeError as error:
+        raise UsageError(f"{function}: {error}") from None
+    if not isinstance(network, nn.Module):
+        raise UsageError(f"{function} returned a {type(network).__name__}, expected a torch.nn.Module")
+    return network
+
+
+@torch.no_grad()
+def _classes(network: nn.Module, spec: Preprocessing) -> int:
+    answer = network(torch.zeros(2, spec.channels, *spec.size))
+    if not isinstance(answer, torch.Tensor) or answer.ndim != 2:
+        raise FileRefused("not an image classifier, because it does not return one tensor (batch, classes)")
+    return int(answer.shape[1])
+
+
+def _facts(order: ModuleOrder, kind: str) -> dict[str, Any]:
+    return {
+        "source": order.checkpoint.name,
+        "source_sha256": hashlib.sha256(order.checkpoint.read_bytes()).hexdigest(),
+        "producer": order.function,
+        "images": kind,
+        "versions": {name: version(name) for name in ("foldserve", "torch")},
+        "date": datetime.now(UTC).date().isoformat(),
+    }
