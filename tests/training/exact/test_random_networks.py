@@ -94,3 +94,11 @@ def test_random_networks_convert_with_the_same_integers_in_every_execution(
         reject()
     images = random_images(8, channels, SIDE, seed + 1)
     assert_same_integers(made.model, images, batches=(1, 7))
+
+
+def test_a_saturated_tanh_converts_though_its_ends_hang_on_the_outputs_grid_alone():
+    graph = FloatGraph(1, SIDE)
+    steep = graph.add("Mul", graph.conv(graph.start, 1, WIDTH), graph.constant(np.float32(50)))
+    model = graph.model(graph.head(graph.add("Tanh", steep), WIDTH))
+    made = exact_of(read_network(model), random_images(64, 1, SIDE))
+    assert_same_integers(made.model, random_images(8, 1, SIDE, 1))
