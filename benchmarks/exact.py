@@ -80,6 +80,7 @@ class Making:
 
     model: str
     convert_s: float
+    convert_cpu_s: float
     split_s: dict[str, float]
     proof_s: float
     checked_images: int
@@ -124,6 +125,7 @@ def _measure(demo: Path, arguments: argparse.Namespace) -> dict[str, list[Any]]:
     for name in arguments.networks:
         floating, made, making = _converted(name, arguments.keep)
         makings += [making] if making else []
+        print(making or f"{name}: kept from an earlier run", flush=True)  # minutes of work: shown before the table
         sizes = (smooth_images(size, SIDE, seed=1) for size in (1, 8))
         speeds += [_speed(name, floating, made, images, arguments.repeats) for images in sizes]
     return found | {"CPU time": speeds, "making": makings}
@@ -190,9 +192,9 @@ def _converted(name: str, keep: Path | None) -> tuple[bytes, bytes, Making | Non
 def _timed_conversion(name: str, source: FloatModel) -> tuple[Converted, Making]:
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     profile = cProfile.Profile()
-    started = time.monotonic()
+    started, cpu_started = time.monotonic(), time.process_time()
     converted = profile.runcall(convert, source.model, Material(source.images))
-    seconds = time.monotonic() - started
+    seconds, cpu_seconds = time.monotonic() - started, time.process_time() - cpu_started
     torch.set_num_threads(1)
     stats = pstats.Stats(profile).stats  # type: ignore[attr-defined]  # (file, line, function) → (…, …, …, cumulative)
     split = {place[2]: round(numbers[3], 1) for place, numbers in stats.items() if place[2] in CONVERSION}
@@ -201,7 +203,7 @@ def _timed_conversion(name: str, source: FloatModel) -> tuple[Converted, Making]
     exactness = prove_exact(read_steps(onnx.load_model_from_string(content)))
     proof_s = time.monotonic() - started
     record, room = converted.record, exactness.tightest.headroom_bits
-    return converted, Making(name, seconds, split, proof_s, record.checked_images, room, record.agreement)
+    return converted, Making(name, seconds, cpu_seconds, split, proof_s, record.checked_images, room, record.agreement)
 
 
 def _speed(name: str, floating: bytes, exact: bytes, images: Pixels, repeats: int) -> Speed:

@@ -39,7 +39,8 @@ below 2^24 by proof, and all executions (integer, unsigned, float twin) gave the
 images. Weights are worthless here, so a network's thousand logits lie close together and *same label* is a matter of
 near-ties, not of accuracy; *error* is the mean squared error of the logits over their variance, which says how much
 of the signal is kept (0: all). Accuracy of trained models: [exact.md](exact.md). *Headroom* is what the tightest
-layer leaves of 24 bits, *times* the CPU time of the float form over that of the exact one, one image on one thread.
+layer leaves of 24 bits, *times* the CPU time of the float form over that of the exact one, one image on one thread;
+*made in* is CPU seconds.
 Made by `python -m benchmarks.zoo_exact --out docs/zoo-exact.md` with {versions}.
 
 | network | size | answer | layers | bits | headroom | same label | error | float ms | times | made in |
@@ -81,12 +82,12 @@ def convert_one(export: Export) -> Row:
     """Build, fold, convert and time one network."""
     images = smooth_images(IMAGES, export.size)
     floating = build_float(export.source, export.network, export.size, images).model
-    started = time.monotonic()
+    started = time.process_time()
     try:
         converted = convert(floating, Material(images))
     except (NotConvertible, NotExact, ExportRefused) as error:
         return Row(export, "refused", str(error))
-    seconds = time.monotonic() - started
+    seconds = time.process_time() - started
     engines = [open_engine(one.SerializeToString(), choose_device("cpu")) for one in _both(floating, converted)]
     logits = [logits_of(engine, images) for engine in engines]
     float_ms, exact_ms = _cpu_ms(engines, images[:1])
@@ -129,13 +130,16 @@ def main() -> None:
             continue
         rows.append(_row(export))
         print(rows[-1].line(), flush=True)
-    if arguments.out:
-        made_with = ", ".join(f"{name} {version(name)}" for name in ("torch", "torchvision", "timm", "onnxruntime"))
-        text = HEADER.format(images=IMAGES, versions=made_with) + "\n".join(row.line() for row in rows) + "\n"
-        arguments.out.write_text(text, encoding="utf-8")
+        if arguments.out:
+            arguments.out.write_text(_table(rows), encoding="utf-8")  # after each row: a whole run takes long
     verdicts = Counter(row.verdict for row in rows)
     print(json.dumps({"benchmark": "zoo_exact", "networks": len(rows), **verdicts}))
     sys.exit(1 if verdicts["crashed"] else 0)
+
+
+def _table(rows: list[Row]) -> str:
+    made_with = ", ".join(f"{name} {version(name)}" for name in ("torch", "torchvision", "timm", "onnxruntime"))
+    return HEADER.format(images=IMAGES, versions=made_with) + "\n".join(row.line() for row in rows) + "\n"
 
 
 def _row(export: Export) -> Row:
