@@ -4,6 +4,7 @@ Each way is a function from pixels to logits. PyTorch takes the model's steps, r
 with its own convolutions; that is written here, so it shares nothing with the runtimes it is compared with.
 """
 
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -52,6 +53,8 @@ def session(model_bytes: bytes, *, level: str = "all", threads: int = 1, provide
     options.intra_op_num_threads = threads
     options.log_severity_level = 3  # errors alone
     opened = onnxruntime.InferenceSession(model_bytes, options, providers=providers or ["CPUExecutionProvider"])
+    if providers and opened.get_providers()[0] != providers[0][0]:
+        sys.exit(f"ONNX Runtime fell back from {providers[0][0]}")
     name = opened.get_inputs()[0].name
     return lambda images: opened.run(None, {name: images})[0]
 
@@ -114,10 +117,9 @@ class TorchRun:
         layout: torch.memory_format = torch.contiguous_format,
         mkldnn: bool = True,
         nnpack: bool = True,
-        device: str = "cpu",
     ) -> None:
         self._steps, self._dtype, self._threads = steps, dtype, threads
-        self._layout, self._device = layout, device
+        self._layout = layout
         self._backends = {torch.backends.mkldnn: mkldnn, torch.backends.nnpack: nnpack}
         self._weights = {
             id(one): tuple(self._held(part.astype(np.float32)) for part in (one.weight, one.bias))
@@ -128,17 +130,17 @@ class TorchRun:
     def __call__(self, images: Pixels) -> Logits:
         """Return logits (N, K) for images uint8 (N, height, width, channels)."""
         torch.set_num_threads(self._threads)
-        tensors = {self._steps.image: torch.from_numpy(images).to(self._device, self._dtype)}
+        tensors = {self._steps.image: torch.from_numpy(images).to(self._dtype)}
         with ExitStack() as flags:
             for backend in (one for one, wanted in self._backends.items() if not wanted):
                 flags.enter_context(backend.flags(enabled=False))
             for step in self._steps.steps:
                 tensors |= self._take(step, tensors)
-        logits: Logits = tensors[self._steps.logits].cpu().numpy()
+        logits: Logits = tensors[self._steps.logits].numpy()
         return logits
 
     def _held(self, values: NDArray[Any]) -> Tensor:
-        return torch.tensor(values).to(self._device, self._dtype)
+        return torch.tensor(values).to(self._dtype)
 
     def _take(self, step: Any, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         if isinstance(step, Move):
@@ -156,7 +158,7 @@ class TorchRun:
         if x.ndim == 4:
             centred, weight = centred.contiguous(memory_format=self._layout), weight.to(memory_format=self._layout)
         sums = CONVOLUTIONS[x.ndim](centred, weight, bias, step.strides, 0, step.dilations, step.groups)
-        factor = torch.tensor(step.factor).to(self._device).reshape(-1, *[1] * (x.ndim - 2))
+        factor = torch.tensor(step.factor).reshape(-1, *[1] * (x.ndim - 2))
         return self._bytes(sums.float() * factor, step.y_zero)
 
     def _pair(self, step: Pair, a: Tensor, b: Tensor) -> Tensor:
