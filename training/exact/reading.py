@@ -295,7 +295,7 @@ def _begin_with_convolution(network: Network) -> None:
         elif layer.x == network.image:
             layer.x = y
     weight = np.ones((channels, 1, 1, 1))
-    same = Conv("pixels", network.image, y, weight, np.zeros(channels), (1, 1), (0,) * 4, (1, 1), channels)
+    same = Conv(y, network.image, y, weight, np.zeros(channels), (1, 1), (0,) * 4, (1, 1), channels)
     network.layers.insert(0, same)
 
 
