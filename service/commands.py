@@ -30,7 +30,7 @@ def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     certify.add_argument("--fresh", action="store_true", help="probe in full even where a certificate is kept")
     certify.add_argument("--demo", action="store_true", help="then show one image alone and in a crowd, in numbers")
     certify.add_argument("--json", action="store_true", help="print the certificate as JSON")
-    for name in ("models", "state", "device", "max_batch_size"):
+    for name in ("models", "state", "device", "form", "max_batch_size"):
         _add_flag(certify, name, Settings.model_fields[name])
     certify.set_defaults(run=_certify)
     openapi = subparsers.add_parser("openapi", help="print the API document", description="Print the API document.")
@@ -121,7 +121,7 @@ def _certify(arguments: argparse.Namespace) -> int:
 
     if arguments.json and arguments.demo:
         raise ConfigurationError("--json and --demo exclude each other")
-    flags = {name: getattr(arguments, name) for name in ("models", "state", "device", "max_batch_size")}
+    flags = {name: getattr(arguments, name) for name in ("models", "state", "device", "form", "max_batch_size")}
     settings = Settings.load(**flags)
     subject, certificate = certify_named(
         arguments.model, settings, quick=arguments.quick, fresh=arguments.fresh, report=_show_progress

@@ -80,7 +80,8 @@ class _Twin:
     def _with_cast(self, steps: tuple[Step, ...]) -> Iterator[Step]:
         """Yield the steps, casting pixels once; a transpose before that moves bytes, a quarter of what floats are."""
         first, image = steps[0], self._steps.image
-        early = isinstance(first, Move) and first.node.op_type == "Transpose"
+        readers = [node for node in self._model.graph.node if image in node.input]
+        early = isinstance(first, Move) and first.node.op_type == "Transpose" and len(readers) == 1
         if early:
             assert isinstance(first, Move)
             moved = self._copy(first.node, rename={first.outputs[0]: f"{first.outputs[0]}/bytes"})

@@ -97,12 +97,14 @@ class Service:
     async def start(self) -> None:
         """Load every model of the repository; on failure tell `on_failure` and be `failed`."""
         interval_s = self.settings.watch_interval_s
-        is_watching = interval_s and self.crew.number in {None, 0}  # one looks, and tells the others
+        is_watching = interval_s and not self.crew.number  # one looks, and tells the others
         watcher = Watcher(self.settings.models) if is_watching else None
         try:
             await self._load_all()
             await self.crew.joined([self._loaded(one) for one in self.deployments()])
         except Exception as error:
+            if isinstance(error, NotReady) and self.status == "draining":
+                return  # told to end while it was loading, which is no failure
             self._fail(error)
             if not isinstance(error, FoldserveError):
                 raise

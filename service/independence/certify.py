@@ -167,8 +167,7 @@ def _by_theorem(subject: Subject, theorem: Theorem | None, held: int) -> dict[st
     )
     return {
         "theorem": record,
-        "reason": "by theorem: every sum is an integer of at most 24 bits, so no kernel that sums can round it; every "
-        "shape that may run gave the integers' bits",
+        "reason": "by theorem: every sum is an integer of at most 24 bits, which no kernel that sums can round",
         "answer_digest": theorem.answer_digest,
     }
 

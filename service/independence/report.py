@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from service.independence.certificate import Certificate, ProbeRecord, ShapeRecord
+from service.independence.certificate import Certificate, ProbeRecord, ShapeRecord, TheoremRecord
 
 
 def table(certificate: Certificate) -> str:
@@ -19,12 +19,26 @@ def _rows(certificate: Certificate) -> Iterator[tuple[str, str]]:
     yield "file", f"sha256 {certificate.model_digest}"
     proof = certificate.proof
     yield "operators", f"{proof.verdict}: {proof.reason}"
+    if certificate.theorem is not None:
+        yield from _theorem_rows(certificate.theorem)
     if certificate.probe is not None:
         yield from _probe_rows(certificate, certificate.probe)
     yield from _machine_rows(certificate)
     yield "certificate", certificate.digest
     if certificate.answer_digest is not None:
         yield "answers", f"{certificate.answer_digest} (services that show this digest answer with equal bits)"
+
+
+def _theorem_rows(theorem: TheoremRecord) -> Iterator[tuple[str, str]]:
+    yield (
+        "sums",
+        (
+            f"{theorem.layers} layers, every partial sum below 2^24; tightest {theorem.tightest_layer}, "
+            f"{theorem.headroom_bits:.1f} bits left"
+        ),
+    )
+    yield "", f"premise: {theorem.premise} ({theorem.images} images)"
+    yield "execution", theorem.execution
 
 
 def _probe_rows(certificate: Certificate, probe: ProbeRecord) -> Iterator[tuple[str, str]]:

@@ -67,8 +67,8 @@ def _integers(steps: Steps, real: Pixels, report: Report) -> tuple[Pixels, NDArr
     images = probe_images(MOST, real.shape[1:], real)
     order = np.random.default_rng(0).permutation(len(images))  # so that few images are of every kind too
     started, parts, seen = time.perf_counter(), [], 0
+    report("the integers themselves", 0.97)
     while seen < len(images) and (seen < FEWEST or time.perf_counter() - started < BUDGET_S):
-        report("the integers themselves", seen / len(images))
         parts.append(reference_logits(steps, images[order[seen : seen + FEWEST]]))
         seen += FEWEST
     return images[order[:seen]], np.concatenate(parts)

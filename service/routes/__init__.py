@@ -12,6 +12,7 @@ from service.inference import Service
 from service.logs import REQUEST, RequestNames
 
 CERTIFICATE_HEADER = "Foldserve-Certificate"
+GUARANTEE_HEADER = "Foldserve-Guarantee"
 NO_CERTIFICATE = "none"
 ABOUT_A_MODEL = frozenset({"/predict", "/verify", "/models/{name}"})  # whose answers name it, errors included
 
@@ -20,6 +21,14 @@ def certificate_of(classifier: Classifier) -> str:
     """Return the digest of the certificate that an answer is given under, or `none`."""
     certificate = classifier.certificate
     return certificate.digest if certificate is not None and certificate.verdict == "certified" else NO_CERTIFICATE
+
+
+def guarantee_of(classifier: Classifier) -> str:
+    """Return in plain words why an answer's bits do not hang on its batch: by theorem, by measurement, or none."""
+    certificate = classifier.certificate
+    if certificate is None or certificate.verdict != "certified":
+        return NO_CERTIFICATE
+    return "by theorem" if certificate.theorem is not None else "by measurement"
 
 
 def request_id_of(request: Request) -> str:
@@ -44,13 +53,15 @@ def choose_classifier(request: Request, service: Service, name: str | None, vers
 
 
 def certificate_headers(scope: Scope) -> list[tuple[bytes, bytes]]:
-    """Return the header that names the certificate, for an answer about a model; `none` where no model was found."""
+    """Return the headers that name the certificate and its ground; `none` where no model was found."""
     path = getattr(scope.get("route"), "path", "")
     if path not in ABOUT_A_MODEL and not path.startswith("/v2/models/"):
         return []
     classifier = scope.get("state", {}).get("classifier")
     digest = certificate_of(classifier) if classifier is not None else NO_CERTIFICATE
-    return [(CERTIFICATE_HEADER.lower().encode(), digest.encode())]
+    guarantee = guarantee_of(classifier) if classifier is not None else NO_CERTIFICATE
+    told = {CERTIFICATE_HEADER: digest, GUARANTEE_HEADER: guarantee}
+    return [(name.lower().encode(), value.encode()) for name, value in told.items()]
 
 
 async def _get_service(request: Request) -> Service:  # FastAPI runs plain functions in a thread, at 0.2 ms each

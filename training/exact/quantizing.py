@@ -9,7 +9,8 @@ from service.independence.exactness.proof import LIMIT, partial_sums
 from training.errors import NotConvertible
 
 Reals = NDArray[np.float64]
-LARGEST_WEIGHTS = (127, 63, 31, 15, 7)  # 8 bits down to 4
+MOST_BITS = 8
+LARGEST_WEIGHTS = (127, 63, 31, 15, 7)  # from MOST_BITS down to 4
 BIAS_SHARE = 4  # a bias may take at most this part of the bound
 
 
@@ -30,17 +31,26 @@ class Quantized:
         return self.weight * _along(self.step, self.weight) / x_scale
 
 
-def quantize(name: str, weight: Reals, bias: Reals, x_scale: float, x_zero: int, *, shared: bool = False) -> Quantized:
+def quantize(
+    name: str,
+    weight: Reals,
+    bias: Reals,
+    x_scale: float,
+    x_zero: int,
+    *,
+    shared: bool = False,
+    most_bits: int = MOST_BITS,
+) -> Quantized:
     """Quantize each output channel as finely as the bound allows; `shared`: all channels with one step, as logits need.
 
-    Raises NotConvertible where 4 bits are still too many.
+    `most_bits`, 8 to 4, is where it begins. Raises NotConvertible where 4 bits are still too many.
     """
     largest = np.abs(weight.reshape(len(weight), -1)).max(1)
     least = np.abs(bias) * BIAS_SHARE / LIMIT  # finer steps would leave the bias no room
     steps = np.zeros(len(weight))
     settled = np.zeros(len(weight), bool)
     bits = 0
-    for limit in LARGEST_WEIGHTS:
+    for limit in LARGEST_WEIGHTS[MOST_BITS - most_bits :]:
         tried = np.maximum(x_scale * largest / limit, least)
         tried = np.where(tried > 0, tried, x_scale)
         steps = np.where(settled, steps, tried.max() if shared else tried)

@@ -14,23 +14,26 @@ from service.integers.steps import BYTE
 from training.exact.calibration import Observed
 from training.exact.grids import Grid
 from training.exact.network import AveragePool, Clipped, Conv, Function, Linear, Move, Network, Pair
-from training.exact.quantizing import Quantized, correct_bias, quantize
+from training.exact.quantizing import MOST_BITS, Quantized, correct_bias, quantize
 
 OPSET, IR_VERSION = 20, 10
 PIXELS = "pixels"
 
 
 def write_exact(
-    network: Network, grids: Mapping[str, Grid], observed: Mapping[str, Observed]
+    network: Network, grids: Mapping[str, Grid], observed: Mapping[str, Observed], most_bits: int = MOST_BITS
 ) -> tuple[onnx.ModelProto, dict[str, int]]:
-    """Return the exact model and the bits that each layer's weights were given. Raises NotConvertible."""
-    return _Writer(network, grids, observed).write()
+    """Return the exact model and the bits, at most `most_bits`, of each layer's weights. Raises NotConvertible."""
+    return _Writer(network, grids, observed, most_bits).write()
 
 
 class _Writer:
     """Writes one model, layer by layer; tensors keep the network's names."""
 
-    def __init__(self, network: Network, grids: Mapping[str, Grid], observed: Mapping[str, Observed]) -> None:
+    def __init__(
+        self, network: Network, grids: Mapping[str, Grid], observed: Mapping[str, Observed], most_bits: int
+    ) -> None:
+        self._most_bits = most_bits
         self._network, self._grids, self._observed = network, grids, observed
         self._nodes: list[onnx.NodeProto] = []
         self._constants: dict[str, onnx.TensorProto] = {}
@@ -124,10 +127,11 @@ class _Writer:
     def _quantized(
         self, layer: Conv | Linear, grid: Grid, mean: Any, groups: int, *, shared: bool = False
     ) -> Quantized:
-        done = quantize(layer.name, layer.weight, layer.bias, grid.scale, grid.zero, shared=shared)
+        limits: dict[str, Any] = {"shared": shared, "most_bits": self._most_bits}
+        done = quantize(layer.name, layer.weight, layer.bias, grid.scale, grid.zero, **limits)
         if mean is not None:
             bias = correct_bias(layer.weight, done.real_weight(grid.scale), layer.bias, mean, groups)
-            done = quantize(layer.name, layer.weight, bias, grid.scale, grid.zero, shared=shared)
+            done = quantize(layer.name, layer.weight, bias, grid.scale, grid.zero, **limits)
         self._bits[layer.name] = done.bits
         return done
 

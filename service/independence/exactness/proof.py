@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from service.errors import NotExact
 from service.integers import Convolution, Head, Pair, Steps
-from service.integers.steps import BYTE, Operand
+from service.integers.steps import BYTE
 
 THEOREM_VERSION = 1
 LIMIT = 2**24  # float32 holds every integer up to here
@@ -50,7 +50,7 @@ def prove_exact(steps: Steps) -> Exactness:
     for step in steps.steps:
         if isinstance(step, Pair):
             _check_pair(step)
-        if isinstance(step, Convolution):
+        if isinstance(step, Convolution | Head):
             _check_factor(step)
     return Exactness(tuple(_bounds(steps)))
 
@@ -81,8 +81,8 @@ def _bounds(steps: Steps) -> Iterator[LayerBound]:
         yield LayerBound(step.name, int(np.prod(weight.shape[1:])), bound, 24 - math.log2(max(1, bound)))
 
 
-def _check_factor(step: Convolution) -> None:
-    factor = step.factor
+def _check_factor(step: Convolution | Head) -> None:
+    factor = step.factor if isinstance(step, Convolution) else step.scale
     if not (np.isfinite(factor).all() and (factor >= SMALLEST_FACTOR).all()):
         raise NotExact(f"node {step.name}: its factors are not all finite and at least 2^-100")
 
@@ -91,7 +91,7 @@ def _check_pair(step: Pair) -> None:
     """Powers of two shift, which is exact; even zero points keep ties where they are when runtimes add them early."""
     operands = (step.a, step.b, step.y)
     for operand in operands:
-        if math.frexp(operand.scale)[0] != 0.5 or abs(_exponent(operand)) > LARGEST_EXPONENT:
+        if math.frexp(operand.scale)[0] != 0.5 or abs(math.frexp(operand.scale)[1]) > LARGEST_EXPONENT:
             raise NotExact(f"node {step.name}: the scale {operand.scale} of {operand.tensor} is no usable power of two")
         if operand.zero % 2:
             raise NotExact(f"node {step.name}: the zero point {operand.zero} of {operand.tensor} is odd")
@@ -100,11 +100,11 @@ def _check_pair(step: Pair) -> None:
 
 
 def _bits(step: Pair) -> int:
-    """Return how many bits the sum or product needs before it is rounded; an operand has 8 and a sign."""
+    """Return how many bits the sum or product needs before it is rounded; an operand has 8 and a sign.
+
+    In steps of y as well: runtimes that fuse a pair round and clip it together with the zero point of y.
+    """
+    a, b, y = (math.frexp(operand.scale)[1] for operand in (step.a, step.b, step.y))
     if step.operation == "Mul":
-        return 18
-    return 10 + abs(_exponent(step.a) - _exponent(step.b))
-
-
-def _exponent(operand: Operand) -> int:
-    return math.frexp(operand.scale)[1]
+        return 18 + max(0, a + b - 1 - y)
+    return 10 + max(a, b, y) - min(a, b, y)

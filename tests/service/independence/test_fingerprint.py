@@ -13,7 +13,7 @@ import pytest
 from independence_support import gemm_head
 from support import CPU, TinyModel
 
-from service import preprocessing
+from service import preprocessing, processor
 from service.engine import OnnxEngine
 from service.independence import fingerprint as module
 from service.independence.effort import FULL, QUICK
@@ -80,7 +80,7 @@ def test_a_variable_that_means_nothing_is_no_part_of_it(monkeypatch):
         (module, "PROBE_VERSION", 99),
         (module, "FULL", replace(FULL, repeats=51)),
         (module, "QUICK", replace(QUICK, images=9)),
-        (module.platform, "machine", lambda: "pdp11"),
+        (processor.platform, "machine", lambda: "pdp11"),
     ],
     ids=[
         "numpy",
@@ -104,12 +104,12 @@ def test_another_library_or_machine_is_another_fingerprint(monkeypatch, place, n
 
 @pytest.mark.skipif(not Path("/proc/cpuinfo").exists(), reason="needs Linux")
 def test_it_names_the_processor_and_its_instruction_sets():
-    processor = facts()["processor"]
+    told = facts()["processor"]
 
-    assert processor["machine"]
-    assert processor["flags"] == sorted(set(processor["flags"]))
-    assert processor["flags"]
-    assert not {"vme", "msr", "hypervisor", "apic"} & set(processor["flags"]), "kernels are not chosen by these"
+    assert told["machine"]
+    assert told["flags"] == sorted(set(told["flags"]))
+    assert told["flags"]
+    assert not {"vme", "msr", "hypervisor", "apic"} & set(told["flags"]), "kernels are not chosen by these"
 
 
 def test_it_holds_the_runtime_and_the_libraries_that_are_loaded():
