@@ -31,15 +31,17 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
-from service.artifact import GOLDEN_FILE, MANIFEST_KEY, MODEL_FILE, Artifact, Golden, Manifest
+from service.artifact import GOLDEN_FILE, MANIFEST_KEY, MODEL_FILE, Artifact
 from service.batching import Batcher
 from service.config import arithmetic_environment, cpu_count
 from service.engine import CUDA, Device, choose_device, cuda_problem, open_engine
+from service.golden import Golden
 from service.independence.certificate import CertificateStore
 from service.independence.certify import candidates, certify, subject_of
 from service.independence.effort import QUICK
 from service.independence.probe import Pixels, digest_of, fill
 from service.independence.spotcheck import SpotCheck
+from service.manifest import Manifest
 from service.preprocessing import Preprocessing, encode_png
 from service.repository import Model, Repository
 from service.running import Job, Logits, Runner

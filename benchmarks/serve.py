@@ -21,7 +21,7 @@ from pathlib import Path
 
 import onnxruntime
 
-from service.artifact import Golden
+from service.golden import Golden
 
 START_TIMEOUT_S = 60
 

@@ -5,10 +5,10 @@ from typing import Any
 
 import numpy as np
 
-from service.artifact import Form
 from service.classifier import Answered, Outcome
 from service.errors import ServiceError
 from service.independence.receipts import Receipt
+from service.manifest import Form
 from service.postprocessing import top_k
 from service.problems import problem
 from service.repository import Model

@@ -11,21 +11,21 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import AsyncExitStack, contextmanager
 from typing import Any, Literal
 
-from service.artifact import MODEL_NAME, versions
 from service.classifier import Classifier
 from service.config import Settings
 from service.crew import Crew
 from service.decoding import Decoders
-from service.deployment import Deployment, IndexEntry, deploy, index_of
+from service.deployment import Deployment, IndexEntry
 from service.engine import Device, OpenEngine, choose_device
-from service.errors import EngineLost, FoldserveError, LoadFailed, MalformedRequest, ModelNotFound, NotReady
+from service.errors import EngineLost, FoldserveError, MalformedRequest, ModelNotFound, NotReady
 from service.metrics import Metrics
 from service.opening import Opener, degrade
 from service.preprocessing import Accepted, open_formats
 from service.repository import Model, Repository
-from service.rollout import Rollout, read_rollout
+from service.rollout import Rollout
 from service.room import Room
-from service.watching import Watcher
+from service.roster import Roster
+from service.watching import Watcher, watch
 
 Status = Literal["loading", "ready", "retiring", "draining", "failed"]
 WATCH_EVERY_S = 0.5
@@ -58,11 +58,9 @@ class Service:
         crew.on("refresh metrics", self._refresh_metrics)
         self._open_engine = open_engine
         self._on_failure = on_failure
-        self._deployments: dict[str, Deployment] = {}
-        self._failures: dict[str, str] = {}  # why the last load of a model failed
+        self._roster = Roster(settings.models, self._is_ending)
         self._changing = asyncio.Lock()  # one load or unload at a time
         self._opener: Opener | None = None
-        self._retiring: set[asyncio.Task[None]] = set()
         self.receiving = Room(settings.bytes_share).hold
         self._resources = AsyncExitStack()
 
@@ -79,7 +77,7 @@ class Service:
 
     def deployments(self) -> list[Deployment]:
         """Return what is served of each model, by name."""
-        return list(self._deployments.values())
+        return self._roster.all()
 
     def classifiers(self) -> list[Classifier]:
         """Return the stable version of each model that is served, by name."""
@@ -98,7 +96,8 @@ class Service:
 
     async def start(self) -> None:
         """Load every model of the repository; on failure tell `on_failure` and be `failed`."""
-        is_watching = self.settings.watch_interval_s and not self.crew.number  # one looks, and tells the others
+        interval_s = self.settings.watch_interval_s
+        is_watching = interval_s and not self.crew.number  # one looks, and tells the others
         watcher = Watcher(self.settings.models) if is_watching else None
         try:
             await self._load_all()
@@ -113,7 +112,7 @@ class Service:
             self.status = "ready"
             self.metrics.ready(True)
             if watcher is not None:
-                self._resources.callback(asyncio.create_task(self._watch(watcher)).cancel)
+                self._resources.callback(asyncio.create_task(watch(watcher, interval_s, self._follow)).cancel)
             served = ", ".join(f"{one.model.name} version {one.model.version}" for one in self.classifiers())
             logger.info("ready: serving %s on %s", served, self.device.used if self.device else "?")
 
@@ -161,12 +160,11 @@ class Service:
         if not self.is_answering:
             raise NotReady(f"the service is {self.status}", retry_after_s=1)
         name = name or self.settings.default_model
-        if name is None and len(self._deployments) > 1:
-            raise MalformedRequest(f"name a model with ?model=…; served are {', '.join(self._deployments)}")
-        found = self._deployments.get(name) if name else next(iter(self._deployments.values()), None)
+        if name is None and len(self._roster.all()) > 1:
+            raise MalformedRequest(f"name a model with ?model=…; served are {self._roster.names}")
+        found = self._roster.find(name)
         if found is None:
-            served = ", ".join(self._deployments) or "none"
-            raise ModelNotFound(f"no model {name or ''} is served; served are {served}")
+            raise ModelNotFound(f"no model {name or ''} is served; served are {self._roster.names}")
         return found
 
     def classifier(self, name: str | None = None, version: int | None = None) -> Classifier:
@@ -206,19 +204,9 @@ class Service:
         name, version = order["name"], order["version"]
         rollout = None if order["rollout"] is None else Rollout.model_validate(order["rollout"])
         async with self._changing:
-            if self._opener is None or self.status in {"draining", "failed"}:
+            if self._opener is None or self._is_ending():
                 raise NotReady(f"the service is {self.status}", retry_after_s=1)
-            try:
-                await self._bring(name, version, rollout)
-            except FoldserveError as error:
-                if isinstance(error, ModelNotFound):
-                    raise
-                self._failures[name] = str(error)
-                served = self._deployments.get(name)
-                kept = f"; version {served.plan.stable} is served still" if served else ""
-                logger.error("model %s could not be loaded: %s%s", name, error, kept)
-                raise LoadFailed(f"model {name} could not be loaded: {error}{kept}") from error
-            return self._loaded(self._deployments[name])
+            return self._loaded(await self._roster.load(name, version, rollout, self._opener))
 
     def _loaded(self, deployment: Deployment) -> dict[str, Any]:
         """Return what the rest of the crew needs to serve the very same: the plan as it came out, and certificates."""
@@ -237,58 +225,21 @@ class Service:
     async def _unload(self, order: Mapping[str, Any]) -> None:
         name = order["name"]
         async with self._changing:
-            if name not in self._deployments:
-                raise ModelNotFound(f"no model {name} is served; served are {', '.join(self._deployments) or 'none'}")
-            self._retire(self._deployments.pop(name), keep=frozenset())
+            self._roster.remove(name)
             logger.info("unloaded %s", name)
 
     def index(self) -> list[IndexEntry]:
         """Return every version of every model that is in the repository or served, by name and version."""
-        return index_of(self.settings.models, self._deployments, self._failures)
+        return self._roster.index()
 
-    async def _watch(self, watcher: Watcher) -> None:
-        """Load what appears in the repository or changes there, and unload what goes, until cancelled."""
-        while True:
-            await asyncio.sleep(self.settings.watch_interval_s)
-            try:
-                for name, is_there in await asyncio.to_thread(watcher.changes):
-                    await self._follow(name, is_there=is_there)
-            except OSError as error:
-                logger.warning("the repository cannot be looked at: %s", error)
-
-    async def _follow(self, name: str, *, is_there: bool) -> None:
+    async def _follow(self, name: str, is_there: bool) -> None:  # noqa: FBT001
         try:
             if is_there:
                 await self.load(name)
-            elif name in self._deployments:
+            elif name in self._roster:
                 await self.unload(name)
         except FoldserveError as error:  # logged already, and kept for the index
             logger.debug("watching goes on: %s", error)
-
-    async def _bring(self, name: str, version: int | None, rollout: Rollout | None) -> None:
-        assert self._opener is not None
-        folder = self.settings.models / name
-        present = versions(folder) if MODEL_NAME.fullmatch(name) else []
-        if not present:
-            raise ModelNotFound(f"the repository has no model {name[:100]}")
-        asked = rollout or read_rollout(folder)
-        if version is not None:
-            asked = asked.model_copy(update={"stable": version})
-        plan = asked.plan(present)
-        old = self._deployments.get(name)
-        new = await deploy(name, plan, folder, self._opener, old)
-        if self.status in {"draining", "failed"}:
-            self._retire(new, keep=frozenset(map(id, old.all_opened() if old else ())))
-            raise NotReady("shutting down", retry_after_s=1)
-        self._deployments = dict(sorted({**self._deployments, name: new}.items()))
-        self._failures.pop(name, None)
-        if old is not None:
-            self._retire(old, keep=frozenset(map(id, new.all_opened())))
-
-    def _retire(self, deployment: Deployment, keep: frozenset[int]) -> None:
-        task = asyncio.create_task(deployment.retire(keep))
-        self._retiring.add(task)
-        task.add_done_callback(self._retiring.discard)
 
     async def _load_all(self) -> None:
         settings = self.settings
@@ -303,7 +254,7 @@ class Service:
             )
         decoders = Decoders(settings.decode_threads or settings.cores_share, settings.pixels_share)
         self._resources.callback(decoders.shutdown)
-        self._resources.push_async_callback(self._close_all)
+        self._resources.push_async_callback(self._roster.close)
         self._opener = Opener(
             settings,
             repository,
@@ -312,21 +263,21 @@ class Service:
             self.accepted,
             self.metrics,
             crew=self.crew,
-            is_ending=lambda: self.status in {"draining", "failed"},
+            is_ending=self._is_ending,
             on_death=self._fail,
         )
         async with self._changing:
             for name in names:
-                await self._bring(name, None, told.get(name))
-
-    async def _close_all(self) -> None:
-        await asyncio.gather(*(deployment.close() for deployment in self.deployments()), *self._retiring)
+                await self._roster.bring(name, None, told.get(name), self._opener)
 
     async def _degrade(self, order: Mapping[str, Any]) -> None:
-        deployment = self._deployments.get(order["model"])
+        deployment = self._roster.find(order["model"])
         for one in deployment.classifiers() if deployment is not None else ():
             if one.model.version == order["version"]:
                 degrade(one.model, one.runner, one.metrics, is_refuted=order["is_refuted"])
+
+    def _is_ending(self) -> bool:
+        return self.status in {"draining", "failed"}
 
     async def _refresh_metrics(self, _: Mapping[str, Any]) -> None:
         self.metrics.refresh()

@@ -24,7 +24,7 @@ from prometheus_client import (
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 from prometheus_client.multiprocess import MultiProcessCollector
 
-from service.artifact import Manifest
+from service.manifest import Manifest
 
 Stage = Literal["read", "decode", "queue", "infer", "encode"]
 

@@ -12,12 +12,13 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from service.artifact import MODEL_NAME, Artifact, Form, Manifest, has_exact_form, versions
+from service.artifact import MODEL_NAME, Artifact, has_exact_form, versions
 from service.config import RequestedForm
 from service.engine import Device, Engine, OpenEngine
 from service.errors import ArtifactError, InferenceFailed
 from service.exact_engine import ExactEngine
 from service.independence.theorem import theorem_of
+from service.manifest import Form, Manifest
 
 TIMED_IMAGES = 8  # the batch at which two forms are compared
 TIMED_RUNS = 7  # of which the fastest counts: what is above it is other people's

@@ -4,9 +4,9 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from service.artifact import ExactRecord, FoldRecord, KeptRecord, NormRecord, Parity
 from service.independence.certificate import Certificate
 from service.independence.receipts import Receipt
+from service.manifest import ExactRecord, FoldRecord, KeptRecord, NormRecord, Parity
 from service.preprocessing import Preprocessing
 
 

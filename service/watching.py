@@ -4,10 +4,15 @@ A change counts once two looks in a row have seen the same files, of equal size 
 is not touched. One that is tried and fails is tried again when its files change again.
 """
 
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 from service.artifact import MODEL_NAME, versions
 from service.rollout import Snapshot, snapshot_of
+
+logger = logging.getLogger(__name__)
 
 
 class Watcher:
@@ -39,3 +44,14 @@ class Watcher:
             return {}
         folders = [one for one in self._root.iterdir() if MODEL_NAME.fullmatch(one.name) and versions(one)]
         return {folder.name: snapshot_of(folder) for folder in folders}
+
+
+async def watch(watcher: Watcher, interval_s: float, follow: Callable[[str, bool], Awaitable[None]]) -> None:
+    """Tell `follow` each model that changed, by name, and whether it is still there; until cancelled."""
+    while True:
+        await asyncio.sleep(interval_s)
+        try:
+            for name, is_there in await asyncio.to_thread(watcher.changes):
+                await follow(name, is_there)
+        except OSError as error:
+            logger.warning("the repository cannot be looked at: %s", error)

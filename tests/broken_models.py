@@ -8,8 +8,8 @@ import onnx
 from onnx import helper, numpy_helper
 from support import CPU, FILTERS, SIDE, TinyModel
 
-from service.artifact import Golden
 from service.engine import open_engine
+from service.golden import Golden
 
 MIXING_NODE = "backbone/norm1"
 UNKNOWN_NODE = "backbone/crop1"

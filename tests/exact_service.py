@@ -10,11 +10,13 @@ from exact_support import Graph
 from PIL import Image
 from support import encode, spec_for
 
-from service.artifact import EXACT_FILE, GOLDEN_FILE, MANIFEST_KEY, MODEL_FILE, Artifact, Golden, Manifest
+from service.artifact import EXACT_FILE, GOLDEN_FILE, MANIFEST_KEY, MODEL_FILE, Artifact
 from service.engine import Device, open_engine
 from service.executions import float_twin
+from service.golden import Golden
 from service.independence.exactness import reference_logits
 from service.integers import read_steps
+from service.manifest import Manifest
 
 RECIPE = Recipe(seed=21, channels=3, side=8, blocks=("residual", "table", "strided"), images=8)
 

@@ -10,11 +10,13 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 from support import CPU, TinyModel, spec_for
 
-from service.artifact import Artifact, Golden, Manifest
+from service.artifact import Artifact
 from service.engine import OnnxEngine, Shape
+from service.golden import Golden
 from service.independence.certify import Subject
 from service.independence.effort import Effort
 from service.independence.fingerprint import fingerprint
+from service.manifest import Manifest
 
 SHAPES = (Shape(1, 1), Shape(2, 1), Shape(4, 1), Shape(1, 4))
 BRIEF = Effort(budget_s=20.0, images=16, slots=16, fills=5, targets=2, repeats=8, concurrent_runs=24)

@@ -20,10 +20,11 @@ from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
 from service.app import create_app
-from service.artifact import Golden, Manifest
 from service.batching import Batcher
 from service.config import Settings
 from service.engine import Device, open_engine
+from service.golden import Golden
+from service.manifest import Manifest
 from service.preprocessing import Preprocessing
 
 FILTERS = 8

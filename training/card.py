@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from service.artifact import ExactRecord, FoldError, FoldRecord, KeptRecord, Manifest, Parity
+from service.manifest import ExactRecord, FoldError, FoldRecord, KeptRecord, Manifest, Parity
 
 FLOAT16_MAX = 65504.0
 REAL = "real"

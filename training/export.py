@@ -19,8 +19,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from service.artifact import INPUT_NAME, OUTPUT_NAME, Manifest
+from service.artifact import INPUT_NAME, OUTPUT_NAME
 from service.engine import choose_device, open_engine
+from service.manifest import Manifest
 from training import card, parity
 from training.data import Split
 from training.errors import ExportRefused

@@ -14,22 +14,12 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from service.artifact import (
-    EXACT_FILE,
-    GOLDEN_FILE,
-    MANIFEST_KEY,
-    MODEL_FILE,
-    MODEL_NAME,
-    Artifact,
-    Form,
-    Golden,
-    Manifest,
-    Parity,
-    versions,
-)
+from service.artifact import EXACT_FILE, GOLDEN_FILE, MANIFEST_KEY, MODEL_FILE, MODEL_NAME, Artifact, versions
 from service.engine import choose_device, open_engine
 from service.errors import ArtifactError
 from service.executions import float_twin
+from service.golden import Golden
+from service.manifest import Form, Manifest, Parity
 from service.preprocessing import Preprocessing, decode, encode_png
 from training import card
 from training.checkpoint import write_atomically

@@ -8,7 +8,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from service.artifact import Parity
+from service.manifest import Parity
 from training.errors import ExportRefused
 
 BATCH_SIZES = (1, 2, 7, 64)

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from service.artifact import PixelStatistics
+from service.manifest import PixelStatistics
 from training import distributed
 from training.architectures import build
 from training.batches import Batches, epoch_steps

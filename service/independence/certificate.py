@@ -11,9 +11,9 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from service.artifact import Form
 from service.engine import Shape
 from service.independence.fingerprint import digest_of_json
+from service.manifest import Form
 
 logger = logging.getLogger(__name__)
 

@@ -12,9 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
-from service.artifact import Form
 from service.independence.fingerprint import digest_of_json
 from service.independence.probe import digest_of
+from service.manifest import Form
 
 
 class Receipt(BaseModel):

@@ -35,7 +35,7 @@ OVERSIZE = 30 * 2**20
 
 
 def golden_images() -> list[bytes]:
-    from service.artifact import Golden
+    from service.golden import Golden
 
     return list(Golden.from_file(DEMO / "mnist" / "1" / "golden.npz").encoded)
 

@@ -9,8 +9,9 @@ import pytest
 from onnx import TensorProto, helper
 from support import TinyModel
 
-from service.artifact import Artifact, Manifest, read_manifest
+from service.artifact import Artifact, read_manifest
 from service.errors import ArtifactError
+from service.manifest import Manifest
 
 TINY = TinyModel()
 

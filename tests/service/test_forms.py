@@ -12,11 +12,11 @@ from exact_support import bits
 from support import CPU, TinyModel, until
 
 from service.app import create_app
-from service.artifact import Golden
 from service.certification import certify_model
 from service.config import Settings
 from service.engine import open_engine
 from service.errors import ArtifactError, NotCertified
+from service.golden import Golden
 from service.repository import TIMED_IMAGES, Repository
 from service.running import Job, Runner
 

@@ -10,9 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support import CPU, TinyModel
 
-from service.artifact import Artifact, Golden
+from service.artifact import Artifact
 from service.engine import open_engine
 from service.errors import ArtifactError
+from service.golden import Golden
 
 TINY = TinyModel()
 GOLDEN = TINY.golden()

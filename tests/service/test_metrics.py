@@ -5,7 +5,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from support import TinyModel, random_pixels, spec_for
 
-from service.artifact import Manifest, PixelStatistics
+from service.manifest import Manifest, PixelStatistics
 from service.metrics import Metrics
 from service.postprocessing import top_k
 

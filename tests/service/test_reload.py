@@ -72,7 +72,7 @@ def test_a_new_version_is_swapped_in_under_load_and_no_request_is_lost(repositor
                 await until(lambda seen=seen: len(versions) > seen + 6, "the new version answers")
             done.set()
             await asyncio.gather(*callers)
-            await until(lambda: not service._retiring, "the old ones are drained")
+            await until(lambda: not service._roster._retiring, "the old ones are drained")
             return versions
 
     assert set(run(scenario())) == {1, 2, 3, 4}
@@ -97,10 +97,10 @@ def test_a_request_that_holds_the_old_version_is_answered_by_it(repository):
             await half_sent.wait()
             await service.load("tiny", 2)
             between = assert_own_answer(await ask(client))
-            assert service._retiring, "the old version waits for the one who holds it"
+            assert service._roster._retiring, "the old version waits for the one who holds it"
             go_on.set()
             held = assert_own_answer(await slow)
-            await until(lambda: not service._retiring, "the old version is drained")
+            await until(lambda: not service._roster._retiring, "the old version is drained")
             return between, held
 
     assert run(scenario()) == (2, 1)
@@ -186,7 +186,7 @@ def test_a_version_that_was_written_anew_in_place_is_loaded_anew_and_an_untouche
             shutil.rmtree(repository / "tiny" / "1")
             TinyModel(seed=9).write(repository, 1)
             await service.load("tiny")
-            await until(lambda: not service._retiring, "the old one is drained")
+            await until(lambda: not service._roster._retiring, "the old one is drained")
             answer = (await ask(client)).json()
             return answer, service.metrics.exposition().decode(), service.classifier().model.digest
 

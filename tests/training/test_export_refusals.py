@@ -9,8 +9,8 @@ import pytest
 import torch
 from training_support import hush
 
-from service.artifact import Golden
 from service.errors import ArtifactError
+from service.golden import Golden
 from training import export as exporting
 from training import packaging
 from training.data import Split

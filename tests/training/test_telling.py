@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from training_support import QUICK, hush
 
-from service.artifact import FoldError, FoldRecord, KeptRecord
+from service.manifest import FoldError, FoldRecord, KeptRecord
 from training.card import fold_error_line, fold_table
 from training.report import EpochRow, read_metrics
 from training.run import train

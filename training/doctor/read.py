@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from service.artifact import MANIFEST_KEY, Manifest
+from service.artifact import MANIFEST_KEY
+from service.manifest import Manifest
 from training.doctor.graph import damaged_weights, layer_of, norm_nodes
 from training.doctor.norms import Layer, Subject
 from training.errors import FileRefused, UsageError

@@ -11,10 +11,10 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from service.artifact import ExactLayer, ExactRecord
 from service.errors import NotExact
 from service.independence.exactness import THEOREM_VERSION, Exactness, prove_exact
 from service.integers import Steps, read_steps
+from service.manifest import ExactLayer, ExactRecord
 from training.errors import NotConvertible
 from training.exact.calibration import FEWEST_IMAGES, Observed, calibrate
 from training.exact.checking import Labelled, Logits, Report, accuracy, check_executions, logits_of, open_model

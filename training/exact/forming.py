@@ -5,9 +5,11 @@ from dataclasses import dataclass, replace
 
 import onnx
 
-from service.artifact import MANIFEST_KEY, ExactRecord, Golden, Manifest
+from service.artifact import MANIFEST_KEY
 from service.executions import float_twin
+from service.golden import Golden
 from service.independence.exactness import reference_logits
+from service.manifest import ExactRecord, Manifest
 from training.checkpoint import write_atomically
 from training.errors import ExportRefused, NotConvertible
 from training.exact.convert import Converted, Material, convert

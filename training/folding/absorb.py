@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from service.artifact import FoldRecord, KeptRecord
+from service.manifest import FoldRecord, KeptRecord
 from training.folding.algebra import Affine, Array
 from training.folding.network import Account, Join, Layer, Other, Passage, Place, Rescale, Step, Value
 from training.folding.passages import Change, Stays

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto, shape_inference
 
-from service.artifact import KeptRecord
+from service.manifest import KeptRecord
 from training.folding.algebra import Affine
 from training.folding.graph_constants import Constants, names_read_inside
 from training.folding.graph_operators import Call, read_node

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import GraphProto, ModelProto, inliner
 
-from service.artifact import FoldError, FoldRecord, KeptRecord
+from service.manifest import FoldError, FoldRecord, KeptRecord
 from training.errors import NotFoldable
 from training.folding.absorb import Absorbed, absorb
 from training.folding.algebra import Array

@@ -14,7 +14,7 @@ from torch import Tensor, fx, nn
 from torch.fx.passes.shape_prop import ShapeProp
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from service.artifact import FoldError, FoldRecord, KeptRecord
+from service.manifest import FoldError, FoldRecord, KeptRecord
 from training.errors import NotFoldable
 from training.folding.absorb import Outcome, absorb
 from training.folding.algebra import Array

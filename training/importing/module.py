@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from service.artifact import Manifest
+from service.manifest import Manifest
 from service.preprocessing import Preprocessing
 from training import card
 from training.doctor.examine import examine

@@ -17,9 +17,9 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from service.artifact import Manifest, NormRecord
 from service.engine import choose_device, open_engine
 from service.independence.proof import prove
+from service.manifest import Manifest, NormRecord
 from service.preprocessing import Preprocessing
 from training import card, parity
 from training.doctor.examine import examine

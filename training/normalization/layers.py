@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 
-from service.artifact import NormRecord
+from service.manifest import NormRecord
 
 # raw: the moving averages as training leaves them; corrected: without what is left of their start; population: of all
 # images together. `running` is what raw was called in checkpoints of schema 1.
