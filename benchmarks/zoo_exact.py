@@ -25,7 +25,7 @@ from benchmarks.exact_networks import build_float, smooth_images
 from benchmarks.zoo import ZOO, Export
 from service.engine import Engine, choose_device, open_engine
 from service.errors import NotExact
-from training.errors import ExportRefused, NotConvertible
+from training.errors import ExportRefused, NotConvertible, NotFoldable
 from training.exact.checking import logits_of
 from training.exact.convert import Converted, Material, convert
 
@@ -81,11 +81,11 @@ class Row:
 def convert_one(export: Export) -> Row:
     """Build, fold, convert and time one network."""
     images = smooth_images(IMAGES, export.size)
-    floating = build_float(export.source, export.network, export.size, images).model
-    started = time.process_time()
     try:
+        floating = build_float(export.source, export.network, export.size, images).model
+        started = time.process_time()
         converted = convert(floating, Material(images))
-    except (NotConvertible, NotExact, ExportRefused) as error:
+    except (NotConvertible, NotExact, NotFoldable, ExportRefused) as error:
         return Row(export, "refused", str(error))
     seconds = time.process_time() - started
     engines = [open_engine(one.SerializeToString(), choose_device("cpu")) for one in _both(floating, converted)]
