@@ -15,7 +15,6 @@ from torch.nn import functional
 
 from benchmarks.zoo import Export, build, declare_missing_operators
 from training.architectures import build as build_own
-from training.errors import NotFoldable
 from training.export import Classifier, to_onnx
 from training.folding.modules import fold
 from training.loop import Normalize
@@ -75,9 +74,13 @@ def _warm(network: nn.Module, standardised: torch.Tensor) -> None:
     for norm in norms:
         norm.momentum = None  # a plain mean over all batches
         norm.reset_running_stats()
-    network.train()
+        if norm.weight is not None and not norm.weight.any():
+            nn.init.ones_(norm.weight)  # timm begins with γ = 0 behind each block, which would be a dead layer
+    network.eval()  # but for its norms: in training, Inception's second head would want larger images
+    for norm in norms:
+        norm.train()
     for part in standardised.split(CHUNK):
         network(part)
 
 
-__all__ = ["FloatModel", "NotFoldable", "build_float", "fold_warmed", "smooth_images"]
+__all__ = ["FloatModel", "build_float", "fold_warmed", "smooth_images"]

@@ -25,7 +25,7 @@ from benchmarks.exact_networks import build_float, smooth_images
 from benchmarks.zoo import ZOO, Export
 from service.engine import Engine, choose_device, open_engine
 from service.errors import NotExact
-from training.errors import ExportRefused, NotConvertible
+from training.errors import ExportRefused, NotConvertible, NotFoldable
 from training.exact.checking import logits_of
 from training.exact.convert import Converted, Material, convert
 
@@ -35,8 +35,7 @@ HEADER = """# The zoo in exact integers
 
 Every row is one public network with seeded random weights, exported by `torch.onnx.export(dynamo=True)`, folded, and
 converted by `training.exact` with {images} smooth random images, without fine-tuning. *Converted* means: every sum is
-below 2^24 by proof, and all executions (integer, unsigned, float twin) gave the bits of the integers on all of these
-images. Weights are worthless here, so a network's thousand logits lie close together and *same label* is a matter of
+below 2^24 by proof, and the float twin gave the bits of the integers on the images that the check reached, at least 8. Weights are worthless here, so a network's thousand logits lie close together and *same label* is a matter of
 near-ties, not of accuracy; *error* is the mean squared error of the logits over their variance, which says how much
 of the signal is kept (0: all). Accuracy of trained models: [exact.md](exact.md). *Headroom* is what the tightest
 layer leaves of 24 bits, *times* the CPU time of the float form over that of the exact one, one image on one thread;
@@ -81,11 +80,11 @@ class Row:
 def convert_one(export: Export) -> Row:
     """Build, fold, convert and time one network."""
     images = smooth_images(IMAGES, export.size)
-    floating = build_float(export.source, export.network, export.size, images).model
-    started = time.process_time()
     try:
+        floating = build_float(export.source, export.network, export.size, images).model
+        started = time.process_time()
         converted = convert(floating, Material(images))
-    except (NotConvertible, NotExact, ExportRefused) as error:
+    except (NotConvertible, NotExact, NotFoldable, ExportRefused) as error:
         return Row(export, "refused", str(error))
     seconds = time.process_time() - started
     engines = [open_engine(one.SerializeToString(), choose_device("cpu")) for one in _both(floating, converted)]
