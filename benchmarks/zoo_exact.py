@@ -35,7 +35,8 @@ HEADER = """# The zoo in exact integers
 
 Every row is one public network with seeded random weights, exported by `torch.onnx.export(dynamo=True)`, folded, and
 converted by `training.exact` with {images} smooth random images, without fine-tuning. *Converted* means: every sum is
-below 2^24 by proof, and the float twin gave the bits of the integers on the images that the check reached, at least 8. Weights are worthless here, so a network's thousand logits lie close together and *same label* is a matter of
+below 2^24 by proof, and the float twin gave the bits of the integers on the images that the check reached, at least 8.
+Weights are worthless here, so a network's thousand logits lie close together and *same label* is a matter of
 near-ties, not of accuracy; *error* is the mean squared error of the logits over their variance, which says how much
 of the signal is kept (0: all). Accuracy of trained models: [exact.md](exact.md). *Headroom* is what the tightest
 layer leaves of 24 bits, *times* the CPU time of the float form over that of the exact one, one image on one thread;
