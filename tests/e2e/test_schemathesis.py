@@ -37,6 +37,7 @@ def test_each_answer_is_one_that_the_document_describes(server, operation, mode)
         if mode.name == "POSITIVE":  # a model that is there, or no request would get past its name
             served = {"name": "tiny", "version": "1"}
             case.path_parameters = {name: served[name] for name in case.path_parameters or {}}
+            case.headers.pop("X-Request-Timeout-Ms", None)  # 504 is the right answer to a deadline of a millisecond
         case.call_and_validate(base_url=server.url, checks=CHECKS)
 
     if mode.name == "POSITIVE" or operation.body or operation.query or operation.path_parameters:

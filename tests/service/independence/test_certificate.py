@@ -11,7 +11,14 @@ import pytest
 from independence_support import BRIEF, FaultyEngine, facts_of, tiny_subject
 
 from service.engine import Shape
-from service.independence.certificate import Certificate, CertificateStore, CostRecord, Measured, ShapeRecord
+from service.independence.certificate import (
+    Certificate,
+    CertificateStore,
+    CostRecord,
+    Measured,
+    ShapeRecord,
+    TheoremRecord,
+)
 from service.independence.certify import certify
 
 MEASURED = Measured(
@@ -19,6 +26,16 @@ MEASURED = Measured(
     seconds=77.5,
     comparisons=5,
     costs=(CostRecord(shape=ShapeRecord(batch_size=1, threads=1), seconds=1.0),),
+)
+THEOREM = TheoremRecord(
+    version=1,
+    statement="other",
+    premise="other",
+    layers=1,
+    tightest_layer="other",
+    headroom_bits=1.0,
+    execution="twin",
+    images=8,
 )
 OTHER = {
     "schema_version": 2,
@@ -29,6 +46,7 @@ OTHER = {
     "model_digest": "0",
     "form": "exact",
     "proof": None,
+    "theorem": THEOREM,
     "probe": None,
     "reference": None,
     "shapes": (),
@@ -89,7 +107,7 @@ def test_without_a_state_folder_none_is_kept(certificate):
 @pytest.mark.parametrize("name", sorted(set(OTHER) - {"schema_version"}))
 def test_an_edited_certificate_is_not_believed(certificate, kept, tmp_path, caplog, name):
     stored = json.loads(kept.read_text())
-    stored["certificate"][name] = OTHER[name]
+    stored["certificate"][name] = THEOREM.model_dump() if name == "theorem" else OTHER[name]
     kept.write_text(json.dumps(stored))
 
     assert found(certificate, tmp_path) is None
