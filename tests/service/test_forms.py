@@ -143,7 +143,7 @@ def test_a_file_that_breaks_its_bound_is_refused_with_path_and_node(tmp_path):
 def certified(models, kernels):
     model = Repository(models, kernels, "exact").load("exact", CPU)
     settings = Settings(models=models, state=models.parent / "state", max_batch_size=4)
-    return model, certify_model(model, CPU, settings, lambda *_: None)
+    return model, certify_model(model, CPU, settings, lambda *_: None, {})
 
 
 def test_a_degraded_exact_model_goes_on_with_another_execution_and_the_same_bits(models, caplog):
