@@ -44,8 +44,10 @@ PYTHON
     # The workspace is the service's own; TF32 stays open in the environment, for the table tries it on and off.
     step "bit-classes of batch sizes 1 to 64 on CUDA, by search, TF32 and layout" \
         env -u NVIDIA_TF32_OVERRIDE CUBLAS_WORKSPACE_CONFIG=:16:8 "$PYTHON" benchmarks/independence.py --cuda-classes
+    step "an exact model's float twin on CUDA: float32, TF32 and NHWC, under each algorithm search" \
+        env -u NVIDIA_TF32_OVERRIDE "$PYTHON" -m benchmarks.exact --cuda --models "$OUT/models" --model digits
 else
-    skipped+=("serving, certifying and bit-classes on CUDA: this onnxruntime has no CUDA provider")
+    skipped+=("serving, certifying, bit-classes and exact models on CUDA: this onnxruntime has no CUDA provider")
 fi
 
 printf '\nproved:\n'; printf '  %s\n' "${proved[@]:-nothing}"

@@ -35,11 +35,15 @@ def _certified(
     """Certify a model; an exact one goes on to its next execution where no shape of one keeps the integers."""
     subject = _subject(model, device, settings)
     certificate = certify(subject, store, **options)
-    while certificate.verdict == "refused" and isinstance(model.engine, ExactEngine) and model.engine.fall_back():
+    while _may_fall_back(certificate) and isinstance(model.engine, ExactEngine) and model.engine.fall_back():
         logger.warning("model %s: %s; trying the execution %s", model.name, certificate.reason, model.engine.execution)
         subject = _subject(model, device, settings)
         certificate = certify(subject, store, **options)
     return subject, certificate
+
+
+def _may_fall_back(certificate: Certificate) -> bool:
+    return certificate.verdict == "refused" and certificate.proof.verdict == "independent"  # else no kernel is at fault
 
 
 def certify_named(

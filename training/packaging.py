@@ -79,7 +79,21 @@ def package(
     onnx.checker.check_model(model, full_check=True)
     golden = golden_of(images, wanted, manifest.parity, manifest.preprocessing)
     form = form_exact(model, manifest, golden, material, exact, say)
-    return write(models, manifest, model.SerializeToString(), golden, form)
+    written = write(models, manifest, model.SerializeToString(), golden, form)
+    if exact.float_twin is not None:
+        _write_twin(exact.float_twin, form, say)
+    return written
+
+
+def _write_twin(path: Path, form: ExactForm | None, say: Callable[[str], None]) -> None:
+    if form is None or form.twin is None:
+        say(f"no float twin: there is no exact form to write to {path}")
+        return
+    try:
+        write_atomically(path, form.twin)
+    except OSError as error:
+        raise ExportRefused(f"the model was written, its float twin was not: {path}: {error.strerror}") from None
+    say(f"float twin: {path}")
 
 
 def golden_of(images: NDArray[np.uint8], wanted: Reference, seen: Parity, spec: Preprocessing) -> Golden:

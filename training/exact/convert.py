@@ -11,6 +11,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
+from service.errors import NotExact
 from service.independence.exactness import THEOREM_VERSION, Exactness, prove_exact
 from service.integers import Steps, read_steps
 from service.manifest import ExactLayer, ExactRecord
@@ -65,14 +66,13 @@ def convert(float_model: onnx.ModelProto, material: Material, report: Report = l
     Raises NotConvertible, with the node or layer and the reason, where there is none; ExportRefused where this
     machine's kernels do not compute the integers.
     """
+    _check_images(float_model, material)
     images = material.calibration[:MOST_CALIBRATION]
-    _check_images(images)
     network = read_network(float_model)
     wanted = logits_of(open_model(float_model), images)
     draft = _best(network, images, wanted, report)
     draft, epochs = _fine_tuned(draft, float_model, material, wanted, report)
-    steps = read_steps(draft.model)
-    exactness = prove_exact(steps)
+    steps, exactness = _proved(draft.model)
     checked, differing = check_executions(draft.model, steps, _for_checks(material), report)
     record = ExactRecord(
         theorem=THEOREM_VERSION,
@@ -88,12 +88,32 @@ def convert(float_model: onnx.ModelProto, material: Material, report: Report = l
     return Converted(draft.model, steps, exactness, record)
 
 
-def _check_images(images: NDArray[np.uint8]) -> None:
-    if len(images) < FEWEST_IMAGES:
+def _proved(model: onnx.ModelProto) -> tuple[Steps, Exactness]:
+    try:
+        steps = read_steps(model)
+        return steps, prove_exact(steps)
+    except NotExact as error:
+        raise NotConvertible(str(error)) from None
+
+
+def _check_images(float_model: onnx.ModelProto, material: Material) -> None:
+    if len(material.calibration) < FEWEST_IMAGES:
         raise NotConvertible(
             f"calibration needs at least {FEWEST_IMAGES} real images, of the kind that will be served; "
-            f"got {len(images)}"
+            f"got {len(material.calibration)}"
         )
+    wanted = tuple(side.dim_value for side in float_model.graph.input[0].type.tensor_type.shape.dim[1:])
+    labelled = [one.images for one in (material.validation, material.training) if one is not None]
+    for images in (material.calibration, *labelled):
+        if images.shape[1:] != wanted:
+            raise NotConvertible(
+                f"images to convert with are {_shape(images.shape[1:])}, the network takes {_shape(wanted)} "
+                "(height × width × channels); prepare them as the model's preprocessing does"
+            )
+
+
+def _shape(sides: tuple[int, ...]) -> str:
+    return " × ".join(str(side) for side in sides)
 
 
 def _best(network: Network, images: NDArray[np.uint8], wanted: Logits, report: Report) -> _Draft:

@@ -10,7 +10,6 @@ from service.executions import float_twin
 from service.golden import Golden
 from service.independence.exactness import reference_logits
 from service.manifest import ExactRecord, Manifest
-from training.checkpoint import write_atomically
 from training.errors import ExportRefused, NotConvertible
 from training.exact.convert import Converted, Material, convert
 from training.exact.options import ExactOptions
@@ -18,10 +17,11 @@ from training.exact.options import ExactOptions
 
 @dataclass(frozen=True, slots=True)
 class ExactForm:
-    """The bytes of `exact.onnx`, and the golden images with its answers."""
+    """The bytes of `exact.onnx`, the golden images with its answers, and its twin."""
 
     model_bytes: bytes
     golden: Golden
+    twin: bytes | None = None  # the same in float32, where it was asked for
 
 
 def form_exact(
@@ -51,11 +51,9 @@ def form_exact(
     described = manifest.model_copy(update={"exact": converted.record})
     model.metadata_props.add(key=MANIFEST_KEY, value=described.model_dump_json())
     onnx.checker.check_model(model, full_check=True)
-    if options.float_twin is not None:
-        write_atomically(options.float_twin, float_twin(model).SerializeToString())
-        say(f"float twin: {options.float_twin}")
     answers = reference_logits(converted.steps, golden.pixels)
-    return ExactForm(model.SerializeToString(), replace(golden, logits_exact=answers))
+    twin = float_twin(model).SerializeToString() if options.float_twin is not None else None
+    return ExactForm(model.SerializeToString(), replace(golden, logits_exact=answers), twin)
 
 
 def _converted(float_model: onnx.ModelProto, material: Material | None, say: Callable[[str], None]) -> Converted:

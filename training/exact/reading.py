@@ -2,19 +2,29 @@
 
 import copy
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from onnx import helper, numpy_helper, shape_inference
+from onnx import shape_inference
 
 from service.integers.tables import FUNCTIONS
 from training.errors import NotConvertible
-from training.exact.network import Clipped, Conv, Function, Layer, Linear, Move, Network, Pair, inputs_of
+from training.exact.network import Conv, Function, Layer, Linear, Move, Network, Pair
+from training.exact.nodes import (
+    attributes,
+    count_readers,
+    known_shapes,
+    live_nodes,
+    per_channel,
+    stored_constants,
+    where,
+)
 from training.exact.normalizing import read_normalization
-from training.exact.pooling import average_pool, max_pool
+from training.exact.pooling import average_pool, largest_of_all, max_pool
+from training.exact.tidying import begin_with_convolution, merge_clips
 
 Array = NDArray[Any]
 MOVES = frozenset({"Concat", "Flatten", "Pad", "Reshape", "Slice", "Split", "Squeeze", "Transpose", "Unsqueeze"})
@@ -34,11 +44,11 @@ class _Reader:
 
     def __init__(self, model: onnx.ModelProto) -> None:
         graph = shape_inference.infer_shapes(model, data_prop=True).graph
-        self.constants, nodes = _constants(graph)
-        self.shapes = _shapes(graph)
+        self.constants, nodes = stored_constants(graph)
+        self.shapes = known_shapes(graph)
         self.logits = graph.output[0].name
-        self.nodes = _live(nodes, self.logits)
-        self.readers = _count_readers(self.nodes, self.logits)
+        self.nodes = live_nodes(nodes, self.logits)
+        self.readers = count_readers(self.nodes, self.logits)
         self.layers: list[Layer] = []
         self._alias: dict[str, str] = {}
         self._open: dict[str, tuple[str, tuple[onnx.NodeProto, ...]]] = {}  # functions: what of, and how
@@ -52,8 +62,8 @@ class _Reader:
             self._read_node(node)
         head = self._take_head()
         network = Network(start.tensor, start.scale, start.shift, self._size, self.layers, head, self.shapes)
-        _merge_clips(network)
-        _begin_with_convolution(network)
+        merge_clips(network)
+        begin_with_convolution(network)
         return network
 
     def tensor(self, name: str) -> str:
@@ -162,6 +172,7 @@ class _Reader:
             node.op_type != "Concat"
         ):
             raise NotConvertible(f"node {where(node)} ({node.op_type}): where it moves to hangs on the images")
+        _check_move(node, self.constants)
         names = list(node.input) if node.op_type == "Concat" else [node.input[0]]
         tensors = tuple(self.tensor(name) for name in names)
         self.layers.append(Move(where(node), tensors, tuple(node.output), moved, held))
@@ -179,6 +190,13 @@ class _Reader:
             raise NotConvertible("the logits do not come straight from a linear layer, so they have no exact form")
         self.layers.pop()
         return last
+
+
+def _check_move(node: onnx.NodeProto, constants: Mapping[str, Array]) -> None:
+    if attributes(node).get("mode", b"constant") != b"constant":
+        raise NotConvertible(f"node {where(node)} ({node.op_type}): it pads with the image's own values")
+    if node.op_type == "Concat" and any(name in constants for name in node.input):
+        raise NotConvertible(f"node {where(node)} (Concat): it joins a constant to what hangs on the images")
 
 
 def _read_conv(reader: _Reader, node: onnx.NodeProto) -> None:
@@ -231,8 +249,17 @@ def _read_max_pool(reader: _Reader, node: onnx.NodeProto) -> None:
 
 def _read_average_pool(reader: _Reader, node: onnx.NodeProto) -> None:
     source = reader.tensor(node.input[0])
-    axes = reader.constants.get(node.input[1]) if node.op_type == "ReduceMean" and len(node.input) > 1 else None
-    reader.layers += average_pool(node, source, reader.shapes[source], axes)
+    reader.layers += average_pool(node, source, reader.shapes[source], _reduced(reader, node))
+
+
+def _read_largest(reader: _Reader, node: onnx.NodeProto) -> None:
+    source = reader.tensor(node.input[0])
+    reader.layers += largest_of_all(node, source, reader.shapes[source], _reduced(reader, node))
+
+
+def _reduced(reader: _Reader, node: onnx.NodeProto) -> Array | None:
+    """Return the axes that a reduction takes as an input."""
+    return reader.constants.get(node.input[1]) if len(node.input) > 1 else None
 
 
 _READERS: dict[str, Callable[[_Reader, onnx.NodeProto], None]] = {
@@ -242,115 +269,7 @@ _READERS: dict[str, Callable[[_Reader, onnx.NodeProto], None]] = {
     "MaxPool": _read_max_pool,
     "AveragePool": _read_average_pool,
     "GlobalAveragePool": _read_average_pool,
+    "GlobalMaxPool": _read_largest,
+    "ReduceMax": _read_largest,
     "ReduceMean": _read_average_pool,
 }
-
-
-def per_channel(value: Array, channels: int, rank: int) -> Array | None:
-    """Return a constant as (channels,) float64, where it is one number a channel (or one for all); else None.
-
-    `rank` counts an image's axes: 1 for (N, C), 3 for (N, C, H, W). Broadcasting is from the right, as in ONNX.
-    """
-    shape = (*[1] * (rank + 1 - value.ndim), *value.shape)
-    if len(shape) > rank + 1 or any(side != 1 for axis, side in enumerate(shape) if axis != 1):
-        return None
-    return np.broadcast_to(value.reshape(shape)[0].reshape(-1), channels).astype(np.float64)
-
-
-def where(node: onnx.NodeProto) -> str:
-    """Return a node's own name, or its output's where it has none."""
-    return str(node.name or node.output[0])
-
-
-def attributes(node: onnx.NodeProto) -> dict[str, Any]:
-    """Return a node's attributes as Python values."""
-    return {one.name: helper.get_attribute_value(one) for one in node.attribute}
-
-
-def _merge_clips(network: Network) -> None:
-    """Let the layer before a ReLU or Clip do the clipping, where nothing else reads what it clips."""
-    readers, makers = network.readers(), network.makers()
-    for layer in list(network.layers):
-        limits = _limits(layer) if isinstance(layer, Function) else None
-        maker = makers.get(layer.x) if isinstance(layer, Function) else None
-        if limits is None or not isinstance(layer, Function) or not isinstance(maker, Clipped) or maker.low is not None:
-            continue
-        if maker.high is None and len(readers[layer.x]) == 1:
-            (maker.low, maker.high), maker.y = limits, layer.y
-            makers[layer.y] = maker
-            network.layers.remove(layer)
-
-
-def _begin_with_convolution(network: Network) -> None:
-    """Put a convolution that changes nothing in front, where the pixels do not go into one convolution alone."""
-    readers = network.readers().get(network.image, [])
-    if len(readers) == 1 and isinstance(readers[0], Conv):
-        return
-    channels, y = len(network.scale), f"{network.image}/same"
-    for layer in (*network.layers, network.head):
-        if isinstance(layer, Move):
-            layer.inputs = tuple(y if name == network.image else name for name in layer.inputs)
-        elif isinstance(layer, Pair):
-            layer.a, layer.b = (y if name == network.image else name for name in (layer.a, layer.b))
-        elif layer.x == network.image:
-            layer.x = y
-    weight = np.ones((channels, 1, 1, 1))
-    same = Conv("pixels", network.image, y, weight, np.zeros(channels), (1, 1), (0,) * 4, (1, 1), channels)
-    network.layers.insert(0, same)
-
-
-def _limits(function: Function) -> tuple[float | None, float | None] | None:
-    """Return the limits of a function that only clips, else None."""
-    (node, *more) = function.nodes
-    if more or node.op_type not in ("Relu", "Clip"):
-        return None
-    if node.op_type == "Relu":
-        return 0.0, None
-    given = attributes(node)
-    values = [function.constants.get(name) for name in node.input[1:]]
-    low, high = ([None if value is None else float(value.reshape(())) for value in values] + [None, None])[:2]
-    return low if low is not None else given.get("min"), high if high is not None else given.get("max")
-
-
-def _constants(graph: onnx.GraphProto) -> tuple[dict[str, Array], list[onnx.NodeProto]]:
-    """Return the stored arrays, those of Constant nodes among them, and the other nodes."""
-    found = {one.name: numpy_helper.to_array(one) for one in graph.initializer}
-    rest = []
-    for node in graph.node:
-        value = attributes(node).get("value") if node.op_type == "Constant" else None
-        if value is not None:
-            found[node.output[0]] = numpy_helper.to_array(value)
-        else:
-            rest.append(node)
-    return found, rest
-
-
-def _shapes(graph: onnx.GraphProto) -> dict[str, tuple[int, ...]]:
-    """Return each tensor's shape without the batch, where all of it is known."""
-    shapes = {}
-    for value in (*graph.value_info, *graph.input, *graph.output):
-        dims = value.type.tensor_type.shape.dim[1:]
-        if value.type.tensor_type.HasField("shape") and all(dim.dim_value > 0 for dim in dims):
-            shapes[value.name] = tuple(dim.dim_value for dim in dims)
-    return shapes
-
-
-def _live(nodes: Iterable[onnx.NodeProto], logits: str) -> list[onnx.NodeProto]:
-    """Return the nodes that the logits hang on, in order; what only computes a shape of a Reshape is not among them."""
-    wanted, live = {logits}, []
-    for node in reversed(list(nodes)):
-        if wanted & set(node.output):
-            live.append(node)
-            wanted.update(node.input[:1] if node.op_type == "Reshape" else node.input)
-    return live[::-1]
-
-
-def _count_readers(nodes: Iterable[onnx.NodeProto], logits: str) -> dict[str, int]:
-    counts = {logits: 1}
-    for node in nodes:
-        for name in set(node.input):
-            counts[name] = counts.get(name, 0) + 1
-    return counts
-
-
-__all__ = ["inputs_of", "read_network"]

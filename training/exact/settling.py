@@ -43,14 +43,19 @@ def _sharers(network: Network, grids: Mapping[str, Grid]) -> dict[str, list[str]
 
 
 def _settle(layer: Function, grids: dict[str, Grid], sharers: Mapping[str, list[str]]) -> None:
-    movable = next((name for name in (layer.x, layer.y) if name in sharers), None)
-    for _ in range(MOST_TRIES):
-        if _room(layer, grids[layer.x], grids[layer.y]) >= ROOM:
-            return
-        if movable is None:
-            break
-        moved = replace(grids[movable], scale=grids[movable].scale * HAIR)
-        grids.update(dict.fromkeys(sharers[movable], moved))
+    """Move one side, or the other: where a function saturates, its last value hangs on the output's grid alone."""
+    if _room(layer, grids[layer.x], grids[layer.y]) >= ROOM:
+        return
+    for movable in (layer.x, layer.y):
+        if movable not in sharers:
+            continue
+        moved = dict(grids)
+        for _ in range(MOST_TRIES):
+            coarser = replace(moved[movable], scale=moved[movable].scale * HAIR)
+            moved.update(dict.fromkeys(sharers[movable], coarser))
+            if _room(layer, moved[layer.x], moved[layer.y]) >= ROOM:
+                grids.update(moved)
+                return
     raise NotConvertible(f"layer {layer.name}: no grid keeps its 256 values clear of where rounding turns")
 
 

@@ -69,6 +69,30 @@ def test_large_batches_and_every_number_of_threads_give_the_same_bits(execution,
     )
 
 
+def onto_a_tie() -> tuple[int, np.float32]:
+    """Return a sum and a factor whose product lies beside k + ½ and is rounded onto it by float32 alone."""
+    random = np.random.default_rng(0)
+    while True:
+        total, factor = int(random.integers(2**20, 2**23)), np.float32(random.integers(50, 100) + 0.5)
+        factor /= np.float32(total)
+        product, once = float(factor) * total, np.float32(total) * factor
+        if once % 1 == 0.5 and np.rint(product) != np.rint(once):
+            return total, factor
+
+
+def test_the_product_behind_a_sum_is_rounded_to_float32_before_it_is_rounded_to_a_byte():
+    total, factor = onto_a_tie()
+    graph = Graph(np.zeros((2, 4, 4, 1), np.uint8))
+    x = graph.conv(graph.planes(), np.ones((2, 1, 1, 1)), [total, total], [factor, factor])
+    graph.head(x, np.ones((32, 2)), [0, 0], 1.0)
+    model = graph.model()
+
+    assert graph.values[x].flat[0] != np.rint(float(factor) * total)
+    assert bits(reference_logits(read_steps(model), graph.images)) == bits(graph.values["logits"])
+    for execution in EXECUTIONS:
+        assert bits(run(execute_as(model, execution), graph.images)) == bits(graph.values["logits"])
+
+
 def two_inputs(scales, zeros, operator) -> Graph:
     """Two channels of pixels, added or multiplied, every byte of the result in the logits."""
     graph = Graph(np.random.default_rng(5).integers(0, 256, (24, 8, 8, 2), dtype=np.uint8))

@@ -183,7 +183,7 @@ def models(tmp_path):
 def certify_with(models, kernels) -> tuple[Model, object]:
     model = Repository(models, kernels, "exact").load("exact", CPU)
     settings = Settings(models=models, state=models.parent / "state", max_batch_size=2)
-    return model, certify_model(model, CPU, settings, lambda *_: None)
+    return model, certify_model(model, CPU, settings, lambda *_: None, {})
 
 
 def is_golden(images: np.ndarray) -> bool:
