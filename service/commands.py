@@ -9,6 +9,7 @@ from typing import Any, Literal, get_args, get_origin
 from pydantic import SecretStr
 from pydantic.fields import FieldInfo
 
+from service import model_commands
 from service.config import Settings
 from service.errors import ConfigurationError
 
@@ -33,6 +34,7 @@ def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     for name in ("models", "state", "device", "form", "max_batch_size"):
         _add_flag(certify, name, Settings.model_fields[name])
     certify.set_defaults(run=_certify)
+    model_commands.register(subparsers)
     openapi = subparsers.add_parser("openapi", help="print the API document", description="Print the API document.")
     openapi.add_argument("--out", type=Path, metavar="FILE", help="write it there, for instance docs/openapi.json")
     openapi.set_defaults(run=_openapi)

@@ -97,6 +97,16 @@ def read_rollout(folder: Path) -> Rollout:
         raise ArtifactError(f"{path}: {where or 'JSON'}: {first['msg']}") from None
 
 
+def write_rollout(folder: Path, rollout: Rollout) -> None:
+    """Write models/<name>/serving.json, whole or not at all. Raises ArtifactError."""
+    path, partial = folder / SERVING_FILE, folder / f".{SERVING_FILE}"
+    try:
+        partial.write_text(rollout.model_dump_json(exclude_defaults=True) + "\n")
+        partial.replace(path)
+    except OSError as error:
+        raise ArtifactError(f"{path} cannot be written: {error.strerror}") from None
+
+
 def stamp_of(folder: Path) -> tuple[tuple[str, int, int, int], ...]:
     """Return name, size, time of change and inode of every file in a folder: equal where nothing was written."""
     try:
