@@ -20,7 +20,8 @@ UNCERTIFIED = [{"mode": "off"}, {"share_identical": False}]
 async def service_on(models, **options):
     """Yield a client, the engine and the service; nothing has run when they come."""
     engines = Engines()
-    settings = Settings(models=models, **{"device": "cpu", "lanes": 1, "spot_check_share": 0.0, **options})
+    alone = {"device": "cpu", "lanes": 1, "spot_check_share": 0.0, "max_batch_size": 1}  # so that no run is padded
+    settings = Settings(models=models, **{**alone, **options})
     async with running(settings, engines) as client:
         engines.opened[0].sizes.clear()
         yield client, engines.opened[0], client._transport.app.state.service
