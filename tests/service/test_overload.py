@@ -56,7 +56,7 @@ def test_work_for_callers_who_left_is_not_done_and_the_next_caller_is_answered_n
     engines = Engines()
 
     async def scenario():
-        async with listening(models, engines, max_queue_size=CROWD + 8) as (port, service):
+        async with listening(models, engines, max_queue_size=CROWD + 8, max_batch_size=1) as (port, service):
             engine, batcher = engines.opened[0], service.classifier()._batcher
             engine.close_gate()
             busy = await send(port, FILES[-1])
