@@ -28,6 +28,7 @@ from training.exact.writing import write_exact
 
 WORTH_A_FINE_TUNE = 0.1  # points of accuracy
 MOST_CALIBRATION = 512
+MOST_PIXELS = 64 * 224 * 224  # of a calibration: beyond it a large network takes minutes, and its grids hardly move
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +68,7 @@ def convert(float_model: onnx.ModelProto, material: Material, report: Report = l
     machine's kernels do not compute the integers.
     """
     _check_images(float_model, material)
-    images = material.calibration[:MOST_CALIBRATION]
+    images = _calibration_images(material)
     network = read_network(float_model)
     wanted = logits_of(open_model(float_model), images)
     draft = _best(network, images, wanted, report)
@@ -94,6 +95,13 @@ def _proved(model: onnx.ModelProto) -> tuple[Steps, Exactness]:
         return steps, prove_exact(steps)
     except NotExact as error:
         raise NotConvertible(str(error)) from None
+
+
+def _calibration_images(material: Material) -> NDArray[np.uint8]:
+    """Return the first images of the calibration set, fewer of large ones, so that its cost is bounded."""
+    pixels = int(np.prod(material.calibration.shape[1:3]))
+    most = min(MOST_CALIBRATION, max(FEWEST_IMAGES, MOST_PIXELS // max(1, pixels)))
+    return material.calibration[:most]
 
 
 def _check_images(float_model: onnx.ModelProto, material: Material) -> None:
@@ -145,7 +153,7 @@ def _fine_tuned(
     best, chosen, epochs = _accuracy(draft.model, validation), draft, 0
     if best >= goal:
         return draft, 0
-    images = material.calibration[:MOST_CALIBRATION]
+    images = _calibration_images(material)
     grids = settle_tables(draft.network, choose_grids(draft.network, calibrate(draft.network, images)))
     for epoch, network in enumerate(fine_tune(draft.network, grids, training, report), start=1):
         made = _draft(network, calibrate(network, images), images, wanted)
