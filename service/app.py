@@ -19,7 +19,7 @@ from service import problems
 from service.config import Settings
 from service.crew import Alone, Crew
 from service.engine import OpenEngine, open_engine
-from service.errors import BodyTooSlow, MalformedRequest, NotAuthenticated, RetryLater, ServiceError, TooLarge
+from service.errors import BodyTooSlow, MalformedRequest, NotAuthenticated, RetryLater, ServiceError, TooLarge, nearest
 from service.inference import Service
 from service.logs import REQUEST
 from service.metrics import Metrics
@@ -161,8 +161,9 @@ async def _answer_wrong_parameter(request: Request, error: Exception) -> Respons
     assert isinstance(error, RequestValidationError)
     first = error.errors()[0]
     name = ".".join(str(part) for part in first["loc"][1:])
-    known = ", ".join(_parameters_of(request)) or "none"
-    detail = f"{first['loc'][0]} parameter {name}: {first['msg']}; known parameters are {known}"
+    known = _parameters_of(request)
+    told = f"it is not known here{nearest(name, known)}" if first["type"] == "extra_forbidden" else first["msg"]
+    detail = f"{first['loc'][0]} parameter {name}: {told}; known parameters are {', '.join(known) or 'none'}"
     return await _answer_service_error(request, MalformedRequest(detail))
 
 
