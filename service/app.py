@@ -27,6 +27,7 @@ from service.observing import REASON, ObserveRequests, route_of
 from service.routes import (
     CERTIFICATE_HEADER,
     certificate_headers,
+    extensions,
     models,
     operations,
     page,
@@ -86,7 +87,7 @@ def create_app(
     )
     if settings.cors_origins:
         app.add_middleware(CORSMiddleware, allow_origins=settings.cors_origins, **CORS)
-    routers = (one.router for one in (predict, verify, models, repository, operations, page, v2))
+    routers = (one.router for one in (predict, verify, models, repository, operations, page, extensions, v2))
     for router in (*routers, v2.keyed):
         app.include_router(router)
     app.mount("/page", page.files)

@@ -17,7 +17,7 @@ from service.errors import EngineLost, InferenceFailed, MalformedRequest, Servic
 from service.independence.certificate import Certificate
 from service.independence.receipts import Receipt, logits_digest, pixels_digest
 from service.independence.spotcheck import SpotCheck
-from service.metrics import ModelMetrics
+from service.model_metrics import ModelMetrics
 from service.preprocessing import Accepted, Hold, decode
 from service.queueing import Priority
 from service.repository import Model

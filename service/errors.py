@@ -13,6 +13,7 @@
         ├── MalformedRequest   the body or a query parameter is not of the documented form
         ├── NotAuthenticated   no API key, or one that nobody knows
         ├── NotPermitted       an API key of another role, or a call that is switched off
+        ├── NotSupported       a part of a protocol that is not to be had here
         ├── ModelNotFound      no such model or version is served
         ├── BodyTooSlow        the body did not arrive in time
         ├── NotComparable      a receipt of another model, form or machine
@@ -86,6 +87,10 @@ class NotAuthenticated(ServiceError):
 
 class NotPermitted(ServiceError):
     """The API key has another role, or the call is switched off."""
+
+
+class NotSupported(ServiceError):
+    """A part of the protocol that this service does not have, and never will at this address."""
 
 
 class ModelNotFound(ServiceError):

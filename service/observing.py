@@ -17,6 +17,8 @@ REASON = "foldserve.reason"  # in the scope: the name of the problem that is the
 REQUEST_ID = re.compile(rb"[A-Za-z0-9._:/+=@-]{1,128}")
 TRACE_PARENT = re.compile(rb"(?!ff)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}(-.*)?")
 
+ASKING = frozenset({"POST", "PUT"})  # the methods of requests that a model answers
+
 HeadersOf = Callable[[Scope], Iterable[tuple[bytes, bytes]]]
 Which = Literal["none", "errors", "all"]
 logger = logging.getLogger(__name__)
@@ -63,6 +65,8 @@ class ObserveRequests:
     def _tell(self, scope: Scope, status: int, seconds: float) -> None:
         route, reason = route_of(scope), scope.get(REASON, "ok")
         self._metrics.request(route, status, reason)
+        if scope["method"] in ASKING and (classifier := scope.get("state", {}).get("classifier")) is not None:
+            classifier.metrics.request(seconds, is_ok=status < 400)
         self._tracing.answered(route, status, reason)
         if self._is_told(status):
             fields = {"method": scope["method"], "route": route, "status": status, "reason": reason}

@@ -18,7 +18,8 @@ from service.errors import NotCertified, NotReady
 from service.independence.certificate import Certificate
 from service.independence.probe import fill
 from service.independence.spotcheck import SpotCheck, Verdict
-from service.metrics import Metrics, ModelMetrics
+from service.metrics import Metrics
+from service.model_metrics import ModelMetrics
 from service.preprocessing import Accepted
 from service.repository import Model, Repository
 from service.running import Job, Logits, Runner

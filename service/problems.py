@@ -15,6 +15,7 @@ STATUS: dict[type[ServiceError], int] = {
     errors.NotAuthenticated: 401,
     errors.NotPermitted: 403,
     errors.ModelNotFound: 404,
+    errors.NotSupported: 404,
     errors.BodyTooSlow: 408,
     errors.NotComparable: 409,
     errors.LoadFailed: 409,

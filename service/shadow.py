@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from service.classifier import Answered, Classifier
 from service.errors import FoldserveError
-from service.metrics import ModelMetrics
+from service.model_metrics import ModelMetrics
 
 WAITING = 16
 LARGEST_BYTES = 4 * 2**20  # an encoded image that waits; only where the two versions see other pixels

@@ -56,7 +56,7 @@ async def is_ready(service: ServiceDependency) -> Response:
 @router.get("")
 async def server_metadata() -> dict[str, Any]:
     """Name, version and the extensions of the protocol that work here."""
-    extensions = ["binary_tensor_data", "classification", "model_configuration"]
+    extensions = ["binary_tensor_data", "classification", "model_configuration", "statistics"]
     return {"name": "foldserve", "version": version_of("foldserve"), "extensions": extensions}
 
 
@@ -64,7 +64,7 @@ async def server_metadata() -> dict[str, Any]:
 @keyed.get(VERSION + "/ready", response_class=Response)
 async def model_is_ready(name: str, request: Request, service: ServiceDependency, version: str = "") -> Response:
     """200 when the model is served."""
-    _find(request, service, name, version)
+    find(request, service, name, version)
     return Response()
 
 
@@ -72,7 +72,7 @@ async def model_is_ready(name: str, request: Request, service: ServiceDependency
 @keyed.get(VERSION)
 async def model_metadata(name: str, request: Request, service: ServiceDependency, version: str = "") -> dict[str, Any]:
     """Describe the input and the output; encoded images as BYTES [n] are taken too."""
-    model = _find(request, service, name, version).model
+    model = find(request, service, name, version).model
     return {
         "name": model.name,
         "versions": [str(model.version)],
@@ -86,7 +86,7 @@ async def model_metadata(name: str, request: Request, service: ServiceDependency
 @keyed.get(VERSION + "/config")
 async def model_config(name: str, request: Request, service: ServiceDependency, version: str = "") -> dict[str, Any]:
     """Describe the same in the words of Triton's model configuration, which load generators ask for."""
-    model = _find(request, service, name, version).model
+    model = find(request, service, name, version).model
     size = list(_size(model.manifest.preprocessing))
     return {
         "name": model.name,
@@ -120,7 +120,8 @@ async def infer(name: str, request: Request, service: ServiceDependency, version
         return _respond(classifier, asked, np.stack([_logits(outcome) for outcome in outcomes]))
 
 
-def _find(request: Request, service: Service, name: str, version: str) -> Classifier:
+def find(request: Request, service: Service, name: str, version: str) -> Classifier:
+    """Return a model's version, by default the stable one. Raises as `choose_classifier`, and MalformedRequest."""
     return choose_classifier(request, service, name, _number(version))
 
 

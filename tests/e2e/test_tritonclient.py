@@ -1,5 +1,9 @@
 """Triton's own client, unchanged, against a real server."""
 
+import re
+import shutil
+import subprocess
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -71,3 +75,46 @@ def test_requests_at_once_as_a_load_generator_sends_them(server):
     with http.InferenceServerClient(server.url.removeprefix("http://"), concurrency=8) as client:
         waiting = [client.async_infer("tiny", given(PIXELS, "UINT8")) for _ in range(64)]
         assert len({one.get_result().as_numpy("logits").tobytes() for one in waiting}) == 1
+
+
+def test_it_reads_the_statistics(client):
+    def asked() -> dict:
+        (found,) = client.get_inference_statistics("tiny")["model_stats"]
+        return found["inference_stats"]
+
+    before = asked()
+    client.infer("tiny", given(PIXELS, "UINT8"))
+
+    assert "statistics" in client.get_server_metadata()["extensions"]
+    assert asked()["success"]["count"] == before["success"]["count"] + 1
+    assert asked()["queue"]["count"] == before["queue"]["count"] + len(PIXELS)
+
+
+def test_it_is_told_plainly_what_is_not_supported(client):
+    calls = [
+        client.get_system_shared_memory_status,
+        client.get_cuda_shared_memory_status,
+        client.unregister_system_shared_memory,
+        lambda: client.register_system_shared_memory("one", "/one", 16),
+        client.get_trace_settings,
+        lambda: client.update_log_settings({"log_verbose_level": 1}),
+    ]
+    for call in calls:
+        with pytest.raises(Exception, match=r"not supported|not changed by calls"):
+            call()
+
+
+PERF_ANALYZER = shutil.which("perf_analyzer")
+
+
+@pytest.mark.skipif(PERF_ANALYZER is None, reason="perf_analyzer is not on the path")
+@pytest.mark.parametrize("flags", [(), ("-b", "4", "--async"), ("--input-tensor-format", "json")], ids=" ".join)
+def test_perf_analyzer_measures_it_unchanged(server, flags):
+    where = ("-u", server.url.removeprefix("http://"), "-i", "http", "-m", "tiny")
+    what = ("--concurrency-range", "2", "-p", "300", "-s", "999", "-r", "9")  # any figure will do
+    done = subprocess.run(
+        [PERF_ANALYZER, *where, *what, *flags], capture_output=True, text=True, timeout=60, check=False
+    )
+
+    assert re.search(r"Throughput: [1-9]", done.stdout), done.stdout + done.stderr
+    assert re.search(r"Successful request count: [1-9]", done.stdout), "it reads the server's statistics"

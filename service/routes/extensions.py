@@ -1,0 +1,52 @@
+"""Extensions of the Open Inference Protocol: statistics, and a plain word about those that are not to be had."""
+
+from typing import Any
+
+from fastapi import APIRouter, Request
+
+from service.classifier import Classifier
+from service.errors import NotSupported
+from service.inference import Service
+from service.routes import ServiceDependency
+from service.routes.access import require_predict
+from service.routes.v2 import MODEL, VERSION, find
+from service.statistics import statistics_of
+
+router = APIRouter(prefix="/v2", tags=["open inference protocol"], dependencies=[require_predict])
+
+
+@router.get("/models/stats")
+async def all_statistics(service: ServiceDependency) -> dict[str, Any]:
+    """Tell counts and durations of every version that is loaded, over all workers."""
+    loaded = [one for deployment in service.deployments() for one in deployment.classifiers()]
+    return {"model_stats": [_statistics(service, one) for one in loaded]}
+
+
+@router.get(MODEL + "/stats")
+@router.get(VERSION + "/stats")
+async def statistics(name: str, request: Request, service: ServiceDependency, version: str = "") -> dict[str, Any]:
+    """Tell counts and durations of one version, by default of the stable one."""
+    return {"model_stats": [_statistics(service, find(request, service, name, version))]}
+
+
+def _statistics(service: Service, classifier: Classifier) -> dict[str, Any]:
+    model = classifier.model
+    return statistics_of(model.name, model.version, service.metrics.told_of(model.name, model.version))
+
+
+@router.api_route("/systemsharedmemory/{call:path}", methods=["GET", "POST"], include_in_schema=False)
+@router.api_route("/cudasharedmemory/{call:path}", methods=["GET", "POST"], include_in_schema=False)
+async def shared_memory(call: str) -> None:  # noqa: ARG001 - whatever is asked of it
+    """Say that there is none. Raises NotSupported."""
+    raise NotSupported("shared memory is not supported; send tensors in the body and read them from the answer")
+
+
+@router.api_route("/trace/setting", methods=["GET", "POST"], include_in_schema=False)
+@router.api_route(MODEL + "/trace/setting", methods=["GET", "POST"], include_in_schema=False)
+@router.api_route("/logging", methods=["GET", "POST"], include_in_schema=False)
+async def settings() -> None:
+    """Say that they are those of the start. Raises NotSupported."""
+    raise NotSupported(
+        "tracing and logging are not changed by calls; start the service with --otlp-endpoint, --log-level or "
+        "--log-requests"
+    )
