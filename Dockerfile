@@ -1,6 +1,10 @@
 # Three images from one recipe: cpu (no torch), gpu (needs only the host's driver) and train.
 #   docker build --target cpu --tag foldserve:cpu .
 # What is installed lies in layers below the code: a change of code installs nothing anew.
+# Wheels of your own go before those that pip would fetch (torch without CUDA, a machine without a network):
+#   docker build --build-context wheels=FOLDER --target train .
+
+FROM scratch AS wheels
 
 FROM python:3.11-slim-bookworm AS empty
 ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1 PIP_ROOT_USER_ACTION=ignore PIP_PYTHON=/opt/foldserve/bin/python
@@ -11,16 +15,21 @@ COPY pyproject.toml constraints.txt deploy/requirements.py ./
 RUN ["python", "requirements.py"]
 
 FROM empty AS dependencies-cpu
-# The packages' own tests are of no use in an image: 30 MB.
-RUN pip install --constraint constraints.txt --requirement cpu.txt --requirement otel.txt \
- && find /opt/foldserve -type d '(' -name tests -o -path '*/onnx/backend/test' ')' -prune -exec rm -r '{}' +
+# The packages' own tests, and the runtime's scripts for language models, are of no use in an image: 35 MB.
+RUN --mount=from=wheels,target=/wheels \
+    pip install --find-links /wheels --constraint constraints.txt --requirement cpu.txt --requirement otel.txt \
+ && find /opt/foldserve -type d '(' -name tests -o -path '*/onnx/backend/test' -o -path '*/onnxruntime/transformers' -o -name '*.pyi' ')' \
+    -prune -exec rm -r '{}' +
 
 FROM empty AS dependencies-gpu
-RUN pip install --constraint constraints.txt --requirement gpu.txt --requirement otel.txt \
- && find /opt/foldserve -type d '(' -name tests -o -path '*/onnx/backend/test' ')' -prune -exec rm -r '{}' +
+RUN --mount=from=wheels,target=/wheels \
+    pip install --find-links /wheels --constraint constraints.txt --requirement gpu.txt --requirement otel.txt \
+ && find /opt/foldserve -type d '(' -name tests -o -path '*/onnx/backend/test' -o -path '*/onnxruntime/transformers' -o -name '*.pyi' ')' \
+    -prune -exec rm -r '{}' +
 
 FROM dependencies-cpu AS dependencies-train
-RUN pip install --constraint constraints.txt --requirement train.txt
+RUN --mount=from=wheels,target=/wheels \
+    pip install --find-links /wheels --constraint constraints.txt --requirement train.txt
 
 FROM empty AS code
 RUN ["pip", "install", "--constraint", "constraints.txt", "setuptools"]
@@ -44,6 +53,8 @@ ENV PATH=/opt/foldserve/bin:/usr/local/bin:/usr/bin:/bin \
     FOLDSERVE_STATE=/state
 # A new volume takes over the owner of the folder that it covers. A number, for Kubernetes' runAsNonRoot cannot read names.
 RUN ["python", "-c", "import os; [(os.makedirs(folder), os.chown(folder, 10001, 10001)) for folder in ('/state', '/models', '/runs')]"]
+# In every image, for whichever runs first fills a new volume.
+COPY --chown=10001:10001 models /models
 USER 10001:10001
 WORKDIR /
 STOPSIGNAL SIGTERM
@@ -52,7 +63,6 @@ ENTRYPOINT ["foldserve"]
 FROM runtime AS serving
 ENV FOLDSERVE_PORT=8000
 EXPOSE 8000
-COPY --chown=10001:10001 models /models
 HEALTHCHECK --interval=5s --timeout=4s --start-period=300s --retries=3 \
   CMD ["python", "-c", "import os, urllib.request; urllib.request.urlopen(f'http://127.0.0.1:{os.environ[\"FOLDSERVE_PORT\"]}/readyz', timeout=3)"]
 CMD ["serve"]

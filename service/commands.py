@@ -10,8 +10,10 @@ from pydantic import SecretStr
 from pydantic.fields import FieldInfo
 
 from service import model_commands
+from service.cgroup import ControlGroup
 from service.config import Settings
 from service.errors import ConfigurationError
+from service.memory import check_before_loading
 
 
 def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -92,6 +94,7 @@ def _serve(arguments: argparse.Namespace) -> int:
     logs.configure("info")
     settings = Settings.load(**flags)
     logs.configure(settings.log_level, settings.log_format)
+    check_before_loading(settings, ControlGroup())
     if arguments.dry_run:
         return _rehearse(settings)
     if settings.workers > 1:

@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from service.cgroup import ControlGroup
 from service.errors import ConfigurationError, nearest
 
 ENVIRONMENT_PREFIX = "FOLDSERVE_"
@@ -201,9 +202,14 @@ def environment_with(**variables: str) -> dict[str, str]:
     return {**os.environ, **variables}
 
 
-def cpu_count() -> int:
-    """Return the number of cores this process may run on."""
-    return len(os.sched_getaffinity(0))
+def cpu_count(group: ControlGroup | None = None) -> int:
+    """Return how many threads can work at once: the cores this process may run on, or fewer by its group's quota.
+
+    A quota of 1.5 counts as 1, for the kernel stops all threads of a group that has used its share of each 100 ms.
+    """
+    cores = len(os.sched_getaffinity(0))
+    quota = (group or ControlGroup()).cpu_quota()
+    return cores if quota is None else max(1, min(cores, int(quota)))
 
 
 def _warn_about_unknown_variables(fields: Any) -> None:

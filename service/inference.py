@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import AsyncExitStack, contextmanager
 from typing import Any, Literal
 
+from service.cgroup import ControlGroup
 from service.classifier import Classifier
 from service.config import Settings
 from service.crew import Crew
@@ -18,6 +19,7 @@ from service.decoding import Decoders
 from service.deployment import Deployment, IndexEntry
 from service.engine import Device, OpenEngine, choose_device
 from service.errors import EngineLost, FoldserveError, MalformedRequest, ModelNotFound, NotReady
+from service.memory import check_after_loading
 from service.metrics import Metrics
 from service.opening import Opener, degrade
 from service.preprocessing import Accepted, open_formats
@@ -115,6 +117,7 @@ class Service:
                 self._resources.callback(asyncio.create_task(watch(watcher, interval_s, self._follow)).cancel)
             served = ", ".join(f"{one.model.name} version {one.model.version}" for one in self.classifiers())
             logger.info("ready: serving %s on %s", served, self.device.used if self.device else "?")
+            self._check_memory()
 
     async def watch_runs(self) -> None:
         """Fail when a run takes so long that its thread must hang; runs until cancelled."""
@@ -206,7 +209,9 @@ class Service:
         async with self._changing:
             if self._opener is None or self._is_ending():
                 raise NotReady(f"the service is {self.status}", retry_after_s=1)
-            return self._loaded(await self._roster.load(name, version, rollout, self._opener))
+            loaded = self._loaded(await self._roster.load(name, version, rollout, self._opener))
+        self._check_memory()
+        return loaded
 
     def _loaded(self, deployment: Deployment) -> dict[str, Any]:
         """Return what the rest of the crew needs to serve the very same: the plan as it came out, and certificates."""
@@ -275,6 +280,10 @@ class Service:
         for one in deployment.classifiers() if deployment is not None else ():
             if one.model.version == order["version"]:
                 degrade(one.model, one.runner, one.metrics, is_refuted=order["is_refuted"])
+
+    def _check_memory(self) -> None:
+        if self.crew.number is None:  # of several processes, the supervisor looks at the sum
+            check_after_loading(self.settings, ControlGroup())
 
     def _is_ending(self) -> bool:
         return self.status in {"draining", "failed"}

@@ -4,8 +4,10 @@ import asyncio
 import logging
 from collections.abc import Callable
 from contextlib import AsyncExitStack
+from datetime import UTC, datetime
 from functools import partial
 
+from service import clock
 from service.batching import Batcher
 from service.caching import AnswerCache
 from service.certification import certify_model
@@ -96,6 +98,7 @@ class Opener:
             *(name, version, model.form, model.digest[:12], model.golden_images, model.golden_difference),
         )
         certificate = await asyncio.to_thread(self._certify, model)
+        _check_clock(model, certificate)
         await asyncio.to_thread(_warm, model, certificate)
         async with AsyncExitStack() as resources:
             classifier = await self._build(model, certificate, resources, lanes)
@@ -176,6 +179,13 @@ class Opener:
         if self._is_ending():  # called from the probe's own thread, which nothing else could end
             raise NotReady("shutting down", retry_after_s=1)
         logger.info("probing %s: %s (%.0f %%)", name, step, 100 * done)
+
+
+def _check_clock(model: Model, certificate: Certificate | None) -> None:
+    certified = certificate.measured.created if certificate is not None else None
+    trained = model.manifest.training.get("date")
+    if problem := clock.contradiction(datetime.now(UTC), certified=certified, trained=trained):
+        logger.warning("model %s: %s", model.name, problem)
 
 
 def _warm(model: Model, certificate: Certificate | None) -> None:

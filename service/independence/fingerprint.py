@@ -4,11 +4,11 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from service.cgroup import ControlGroup
 from service.config import arithmetic_environment, cpu_count
 from service.independence.effort import FULL, QUICK
 from service.preprocessing import describe_decoders
@@ -47,8 +47,6 @@ def flushes_subnormals() -> bool:
 
 
 def _quota() -> str:
-    """Return the cgroup's share of CPU time, as the kernel writes it: a container with less forms other pools."""
-    try:
-        return Path("/sys/fs/cgroup/cpu.max").read_text().strip()
-    except OSError:
-        return "none"
+    """Return the processor time that the control group allows: a container with less forms other pools."""
+    quota = ControlGroup().cpu_quota()
+    return "none" if quota is None else f"{quota:g}"

@@ -13,7 +13,9 @@ from collections import deque
 from collections.abc import AsyncIterator, Sequence
 from typing import Any, Literal
 
+from service.cgroup import ControlGroup
 from service.config import environment_with
+from service.memory import cause_of_kill
 from service.workers.channel import Channel, Message, hand_over
 
 PROGRAM = (sys.executable, "-m", "service.workers.worker")
@@ -39,6 +41,8 @@ class Handle:
         self.knows = 0  # so many kept orders
         self.open_connections = 0
         self.heard_at = time.monotonic()
+        self._kills_before = ControlGroup().out_of_memory_kills()
+        self._cause = ""  # of a kill
         self.ended = asyncio.Event()
         self._handoff = handoff
         self._handed: deque[socket.socket] = deque()  # not yet taken; kept, for a worker may die before it takes them
@@ -128,13 +132,14 @@ class Handle:
             how = f"ended with exit status {status}"
         else:
             how = f"was killed by {signal.Signals(-status).name}"
-            how += " (out of memory, perhaps)" if -status == signal.SIGKILL else ""
+            how += self._cause if -status == signal.SIGKILL else ""
         return f"{how}: {self.reason}" if self.reason else how
 
     def _reap(self) -> None:
         asyncio.get_running_loop().remove_reader(self._pidfd)
         os.close(self._pidfd)
         self.process.wait()
+        self._cause = cause_of_kill(self._kills_before, ControlGroup().out_of_memory_kills())
         self.state = "ended"
         self._handoff.close()
         self.channel.close()

@@ -21,9 +21,11 @@ from pathlib import Path
 from typing import Any
 
 from service import errors
+from service.cgroup import ControlGroup
 from service.config import Settings
 from service.errors import FoldserveError, WorkersLost
 from service.listening import Acceptor, connections_possible, listen
+from service.memory import check_after_loading
 from service.workers.channel import Message
 from service.workers.handle import PROGRAM, Handle
 from service.workers.orders import Orders
@@ -214,6 +216,7 @@ class Supervisor:
             worker.channel.send("view", view=view)
         if self._was_ready and not was_ready:
             logger.info("ready: %d workers", self._settings.workers)
+            check_after_loading(self._settings, ControlGroup())
 
     # Signals and ends
 

@@ -1,0 +1,91 @@
+"""What is said of a memory limit before the kernel says it with a kill."""
+
+import logging
+from pathlib import Path
+
+import pytest
+
+from service.cgroup import ControlGroup, Memory
+from service.config import Settings
+from service.memory import (
+    START_BYTES,
+    cause_of_kill,
+    check_after_loading,
+    check_before_loading,
+    problem_after_loading,
+    problem_before_loading,
+)
+
+MIB = 2**20
+REQUESTS = 256 * MIB + 4 * 100_000_000  # the defaults of max_bytes_in_flight and max_pixels_in_flight
+
+
+@pytest.fixture
+def group(tmp_path: Path) -> ControlGroup:
+    (tmp_path / "cgroup.controllers").touch()
+    (tmp_path / "memory.max").write_text(f"{40 * MIB}")
+    (tmp_path / "memory.current").write_text(f"{30 * MIB}")
+    return ControlGroup(tmp_path, tmp_path / "none")
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_a_limit_under_which_no_process_comes_up_is_told_before_any_tries(workers):
+    settings = Settings(workers=workers)
+
+    assert problem_before_loading(settings, Memory(workers * START_BYTES, 0)) is None
+    told = problem_before_loading(settings, Memory(workers * START_BYTES - 1, 0))
+    assert told is not None
+    assert f"{workers * START_BYTES // MIB} MiB are needed" in told
+    assert "raise the limit" in told
+
+
+def test_a_limit_that_requests_within_their_limits_could_break_is_told_with_the_one_that_holds():
+    used = 90 * MIB
+
+    assert problem_after_loading(Settings(), Memory(used + REQUESTS, used)) is None
+    told = problem_after_loading(Settings(), Memory(used + REQUESTS - 1, used))
+    assert told is not None
+    assert f"raise it to {-(-(used + REQUESTS) // MIB)} MiB" in told
+    assert "90 MiB are in use" in told
+
+
+def test_smaller_limits_on_requests_need_less_memory():
+    small = Settings(
+        max_bytes_in_flight=MIB, max_body_bytes=MIB, max_pixels_in_flight=1_000_000, max_image_pixels=1_000_000
+    )
+
+    assert problem_after_loading(small, Memory(100 * MIB, 90 * MIB)) is None
+
+
+def test_each_worker_may_hold_one_whole_request(caplog):
+    settings = Settings(workers=20)  # 20 × 20 MiB of bodies and 20 × 50 million pixels, more than the totals
+
+    assert problem_after_loading(settings, Memory(REQUESTS + 500 * MIB, 500 * MIB)) is not None
+
+
+def test_both_checks_log_one_line_each(group, caplog):
+    check_before_loading(Settings(), group)
+    check_after_loading(Settings(), group)
+
+    assert [record.levelno for record in caplog.records] == [logging.ERROR, logging.WARNING]
+    assert all("memory limit of 40 MiB" in record.getMessage() for record in caplog.records)
+
+
+def test_where_there_is_no_limit_nothing_is_said(tmp_path, caplog):
+    nowhere = ControlGroup(tmp_path / "none", tmp_path / "none")
+    check_before_loading(Settings(), nowhere)
+    check_after_loading(Settings(), nowhere)
+
+    assert caplog.records == []
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "words"),
+    [
+        (2, 3, "for the memory limit was reached"),
+        (2, 2, "not by the kernel for its memory"),
+        (None, None, "out of memory, perhaps"),
+    ],
+)
+def test_a_kill_is_ascribed_to_memory_where_the_kernels_count_rose_and_only_there(before, after, words):
+    assert words in cause_of_kill(before, after)
