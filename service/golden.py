@@ -81,6 +81,12 @@ class Golden:
             raise ValueError("logits_exact are not float32 (n, classes)")
         return golden
 
+    def answers(self, form: Form) -> tuple[NDArray[np.float64], float]:
+        """Return what logits (n, classes) a form must give, and how far they may be off: an exact one not at all."""
+        if form == "exact" and self.logits_exact is not None:
+            return self.logits_exact.astype(np.float64), 0.0
+        return self.logits_float64, self.tolerance
+
     def check(self, run: Run, spec: Preprocessing, form: Form = "float") -> float:
         """Decode and run every golden image alone; return the largest difference from `logits_float64` seen.
 

@@ -5,8 +5,10 @@ import logging
 from service.cgroup import ControlGroup, Memory
 from service.config import Settings
 
-START_BYTES = 64 * 2**20  # a process of the service with its libraries and no model (docs/deploy.md, Sizing)
-DECODED_PIXEL_BYTES = 4  # as Pillow holds a pixel of three or four channels
+# Both measured, docs/deploy.md, Sizing: with the demo model a process comes up under 96 MiB and is killed under 80;
+# while it is decoded, a pixel of a WebP file takes 16 bytes, of a plain JPEG 4, of the other formats something between.
+START_BYTES = 96 * 2**20
+DECODED_PIXEL_BYTES = 16
 MIB = 2**20
 
 logger = logging.getLogger(__name__)
@@ -31,8 +33,8 @@ def problem_before_loading(settings: Settings, memory: Memory) -> str | None:
         return None
     workers = f" for {settings.workers} workers" if settings.workers > 1 else ""
     return (
-        f"the memory limit of {_mib(memory.limit)} is too low: {_mib(needed)} are needed{workers} before a model is "
-        "loaded. Where the kernel ends the process now, it is for that (exit status 137): raise the limit"
+        f"the memory limit of {_mib(memory.limit)} is too low: {_mib(needed)} are needed{workers} with the smallest of "
+        "models. Where the kernel ends the process now, it is for that (exit status 137): raise the limit"
     )
 
 

@@ -54,11 +54,12 @@ async def rehearse(settings: Settings) -> list[Rehearsal]:
 async def _ask(classifier: Classifier, service: Service) -> Rehearsal:
     golden, model, certificate = classifier.model.artifact.golden, classifier.model, classifier.certificate
     started = time.monotonic()
+    wanted, tolerance = golden.answers(classifier.model.form)
     right = 0
-    for encoded, expected in zip(golden.encoded, golden.logits_float64, strict=True):
+    for encoded, expected in zip(golden.encoded, wanted, strict=True):
         deadline = time.monotonic() + service.settings.request_timeout_s
         (outcome,) = await classifier.classify([encoded], deadline=deadline)
-        right += isinstance(outcome, Answered) and bool(np.abs(outcome.logits - expected).max() <= golden.tolerance)
+        right += isinstance(outcome, Answered) and bool(np.abs(outcome.logits - expected).max() <= tolerance)
     return Rehearsal(
         model=model.name,
         version=model.version,

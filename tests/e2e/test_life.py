@@ -7,6 +7,7 @@ import time
 
 import httpx
 import pytest
+from containers import ROOT
 from e2e_support import post
 from PIL import Image
 from support import TinyModel, encode, random_pixels
@@ -91,6 +92,13 @@ def test_a_dry_run_answers_the_golden_images_and_exits_with_0(models):
     assert done.returncode == 0, done.stderr
     assert "tiny version 1 on cpu: 8 of 8 golden images right" in done.stdout
     assert "certificate none" not in done.stdout
+
+
+def test_a_dry_run_holds_an_exact_form_to_the_answers_of_its_integers():
+    done = rehearse("--models", str(ROOT / "models"), "--form", "exact")
+
+    assert done.returncode == 0, done.stderr
+    assert "mnist version 1 on cpu: 16 of 16 golden images right" in done.stdout
 
 
 def test_a_dry_run_of_a_model_that_would_be_refused_exits_with_1_and_the_reason(tmp_path):

@@ -17,7 +17,7 @@ from service.memory import (
 )
 
 MIB = 2**20
-REQUESTS = 256 * MIB + 4 * 100_000_000  # the defaults of max_bytes_in_flight and max_pixels_in_flight
+REQUESTS = 256 * MIB + 16 * 100_000_000  # the defaults of max_bytes_in_flight and max_pixels_in_flight
 
 
 @pytest.fixture
