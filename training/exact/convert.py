@@ -5,7 +5,6 @@ read ─ calibrate ─ grids ─ write ─ prove ─ agree? ─ (equalize and co
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import onnx
@@ -28,7 +27,7 @@ from training.exact.writing import write_exact
 
 WORTH_A_FINE_TUNE = 0.1  # points of accuracy
 MOST_CALIBRATION = 512
-MOST_PIXELS = 64 * 224 * 224  # of a calibration: beyond it a large network takes minutes, and its grids hardly move
+MOST_PIXELS = 64 * 224 * 224  # of a calibration: for ResNet-50 so many already take 136 s of a conversion's 233 s
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +58,16 @@ class _Draft:
     bits: Mapping[str, int]
     logits: Logits
     error: float  # mean squared difference to the float logits
+    is_equalized: bool
+
+
+@dataclass(frozen=True, slots=True)
+class _Chosen:
+    """The draft that is kept, the epochs of fine-tuning in it, and its accuracy where images to judge by are given."""
+
+    draft: _Draft
+    epochs: int = 0
+    accuracy: float | None = None
 
 
 def convert(float_model: onnx.ModelProto, material: Material, report: Report = lambda *_: None) -> Converted:
@@ -71,20 +80,23 @@ def convert(float_model: onnx.ModelProto, material: Material, report: Report = l
     images = _calibration_images(material)
     network = read_network(float_model)
     wanted = logits_of(open_model(float_model), images)
-    draft = _best(network, images, wanted, report)
-    draft, epochs = _fine_tuned(draft, float_model, material, wanted, report)
+    float_accuracy = None if material.validation is None else _accuracy(float_model, material.validation)
+    chosen = _fine_tuned(_best(network, images, wanted, report), float_accuracy, material, wanted, report)
+    draft = chosen.draft
     steps, exactness = _proved(draft.model)
     checked, differing = check_executions(draft.model, steps, _for_checks(material), report)
     record = ExactRecord(
         theorem=THEOREM_VERSION,
         layers=_layers(exactness, draft.bits),
         calibration_images=len(images),
-        is_equalized=draft.network is not network,
-        fine_tuned_epochs=epochs,
+        is_equalized=draft.is_equalized,
+        fine_tuned_epochs=chosen.epochs,
         agreement=float((draft.logits.argmax(1) == wanted.argmax(1)).mean()),
         checked_images=checked,
         differing_executions=tuple(differing),
-        **_accuracies(draft.model, float_model, material.validation),
+        validation_images=0 if material.validation is None else len(material.validation.images),
+        accuracy=chosen.accuracy,
+        float_accuracy=float_accuracy,
     )
     return Converted(draft.model, steps, exactness, record)
 
@@ -131,38 +143,46 @@ def _best(network: Network, images: NDArray[np.uint8], wanted: Logits, report: R
     evened, pairs = equalize(network, observed)
     if not pairs:
         return plain
-    equalized = _draft(evened, calibrate(evened, images, report), images, wanted)
+    equalized = _draft(evened, calibrate(evened, images, report), images, wanted, is_equalized=True)
     return min((plain, equalized), key=lambda draft: draft.error)
 
 
-def _draft(network: Network, observed: Mapping[str, Observed], images: NDArray[np.uint8], wanted: Logits) -> _Draft:
+def _draft(
+    network: Network,
+    observed: Mapping[str, Observed],
+    images: NDArray[np.uint8],
+    wanted: Logits,
+    *,
+    is_equalized: bool = False,
+) -> _Draft:
     grids = settle_tables(network, choose_grids(network, observed))
     model, bits = write_exact(network, grids, observed)
     logits = logits_of(open_model(model), images)
-    return _Draft(network, model, bits, logits, float(((logits - wanted) ** 2).mean()))
+    error = float(((logits - wanted) ** 2).mean())
+    return _Draft(network, model, bits, logits, error, is_equalized)
 
 
 def _fine_tuned(
-    draft: _Draft, float_model: onnx.ModelProto, material: Material, wanted: Logits, report: Report
-) -> tuple[_Draft, int]:
+    draft: _Draft, float_accuracy: float | None, material: Material, wanted: Logits, report: Report
+) -> _Chosen:
     """Return a draft whose weights were trained with the rounding in place, where the drop asks for it and it helps."""
     validation, training = material.validation, material.training
-    if validation is None or training is None:
-        return draft, 0
-    goal = _accuracy(float_model, validation) - WORTH_A_FINE_TUNE / 100
-    best, chosen, epochs = _accuracy(draft.model, validation), draft, 0
-    if best >= goal:
-        return draft, 0
+    if validation is None or float_accuracy is None:
+        return _Chosen(draft)
+    most, goal = _accuracy(draft.model, validation), float_accuracy - WORTH_A_FINE_TUNE / 100
+    best = _Chosen(draft, 0, most)
+    if training is None or most >= goal:
+        return best
     images = _calibration_images(material)
     grids = settle_tables(draft.network, choose_grids(draft.network, calibrate(draft.network, images)))
     for epoch, network in enumerate(fine_tune(draft.network, grids, training, report), start=1):
-        made = _draft(network, calibrate(network, images), images, wanted)
+        made = _draft(network, calibrate(network, images), images, wanted, is_equalized=draft.is_equalized)
         reached = _accuracy(made.model, validation)
-        if reached > best:
-            best, chosen, epochs = reached, made, epoch
-        if best >= goal:
+        if reached > most:
+            best, most = _Chosen(made, epoch, reached), reached
+        if most >= goal:
             break
-    return chosen, epochs
+    return best
 
 
 def _accuracy(model: onnx.ModelProto, labelled: Labelled) -> float:
@@ -185,16 +205,6 @@ def _layers(exactness: Exactness, bits: Mapping[str, int]) -> tuple[ExactLayer, 
         )
         for layer in exactness.layers
     )
-
-
-def _accuracies(model: onnx.ModelProto, float_model: onnx.ModelProto, validation: Labelled | None) -> dict[str, Any]:
-    if validation is None:
-        return {}
-    return {
-        "validation_images": len(validation.images),
-        "accuracy": _accuracy(model, validation),
-        "float_accuracy": _accuracy(float_model, validation),
-    }
 
 
 __all__ = ["Converted", "Labelled", "Material", "convert"]

@@ -110,8 +110,7 @@ class _Progress:
         self._say = say
         self._last = ""
 
-    def __call__(self, step: str, done: float) -> None:
+    def __call__(self, step: str, _done: float) -> None:
         if step != self._last:
             self._last = step
             self._say(f"exact form: {step} …")
-        del done

@@ -114,6 +114,49 @@ def test_fine_tuning_is_skipped_where_little_is_lost():
     assert record.fine_tuned_epochs == 0
 
 
+def _spoiled(exported: Exported, loudness: float, *, is_even: bool) -> onnx.ModelProto:
+    """Return the digits' float form, the same function, with one channel louder than the others of its tensor.
+
+    Behind a ReLU equalization takes it back in part; a Clip it does not pass.
+    """
+    model = onnx.load(exported.folder / "model.onnx")
+    _change(model, "Conv", 2, lambda _, weight: weight / _loud(weight.shape[1], loudness, axes=2)[None])
+    for place, axes in ((1, 3), (2, 0)):
+        _change(model, "Conv", 1, lambda _, one, axes=axes: one * _loud(len(one), loudness, axes), place=place)
+    if not is_even:
+        model.graph.initializer.append(numpy_helper.from_array(np.float32(0), "nothing"))
+        for node in model.graph.node:
+            if node.op_type == "Relu":
+                node.op_type = "Clip"
+                node.input.append("nothing")
+                node.input.append("plenty")
+        model.graph.initializer.append(numpy_helper.from_array(np.float32(1e6), "plenty"))
+    return model
+
+
+def _loud(channels: int, loudness: float, axes: int) -> np.ndarray:
+    scale = np.ones(channels, np.float32)
+    scale[0] = loudness
+    return scale.reshape(-1, *[1] * axes)
+
+
+@pytest.mark.parametrize("is_even", [True, False], ids=["equalized", "not equalized"])
+def test_a_conversion_fine_tunes_where_a_coarse_grid_costs_accuracy_and_records_how_it_came_about(
+    exported: Exported, trained: Trained, is_even: bool
+):
+    model = _spoiled(exported, 1000 if is_even else 300, is_even=is_even)
+    split = trained.dataset.validation
+    labelled = Labelled(split.images, split.targets.astype(np.int64))
+    images = split.images[:128]
+    plain = convert(model, Material(images, labelled)).record
+    tuned = convert(model, Material(images, labelled, labelled)).record
+    assert plain.float_accuracy == tuned.float_accuracy == accuracy(logits_of(model, split.images), labelled)
+    assert plain.accuracy < plain.float_accuracy - 0.005, "otherwise nothing would be fine-tuned"
+    assert (plain.fine_tuned_epochs, tuned.fine_tuned_epochs > 0) == (0, True)
+    assert tuned.accuracy > plain.accuracy + 0.005, (plain.accuracy, tuned.accuracy)
+    assert plain.is_equalized is tuned.is_equalized is is_even
+
+
 def test_fine_tuning_gives_back_what_coarse_grids_took_from_digits_and_the_same_weights_twice(
     exported: Exported, trained: Trained
 ):
