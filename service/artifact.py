@@ -17,7 +17,7 @@ from typing import Self
 import onnx
 from pydantic import ValidationError
 
-from service.errors import ArtifactError
+from service.errors import ArtifactError, ConfigurationError
 from service.golden import Golden
 from service.manifest import Form, Manifest
 
@@ -67,6 +67,14 @@ class Artifact:
 def has_exact_form(folder: Path) -> bool:
     """True where models/<name>/<version>/ holds an exact form."""
     return (folder / EXACT_FILE).is_file()
+
+
+def parse_model(word: str) -> tuple[str, int | None]:
+    """Return the parts of `NAME` or `NAME@VERSION`. Raises ConfigurationError for a version that cannot be one."""
+    name, at, version = word.partition("@")
+    if at and not (version.isdecimal() and int(version)):
+        raise ConfigurationError(f"{word}: a version is a positive integer")
+    return name, int(version) if at else None
 
 
 def versions(folder: Path) -> list[int]:

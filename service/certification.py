@@ -4,9 +4,9 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
+from service.artifact import parse_model
 from service.config import Settings, cpu_count
 from service.engine import Device, choose_device, open_engine
-from service.errors import ConfigurationError
 from service.exact_engine import ExactEngine
 from service.independence.certificate import Certificate, CertificateStore
 from service.independence.certify import Subject, candidates, certify, subject_of
@@ -53,11 +53,9 @@ def certify_named(
 
     Raises ConfigurationError for a version that is no number, ArtifactError, DeviceError or NotCertified.
     """
-    name, at, version = name.partition("@")
-    if at and not version.isdecimal():
-        raise ConfigurationError(f"{name}@{version}: a version is a positive integer")
+    name, version = parse_model(name)
     device = choose_device(settings.device)
-    model = Repository(settings.models, open_engine, settings.form).load(name, device, int(version) if at else None)
+    model = Repository(settings.models, open_engine, settings.form).load(name, device, version)
     store = CertificateStore(None if quick else settings.state)
     effort = QUICK if quick else FULL
     return _certified(model, device, settings, store, fresh=fresh or quick, effort=effort, report=report)

@@ -3,11 +3,12 @@
 import argparse
 import json
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from service.columns import aligned
 from service.config import Settings
 from service.errors import ArtifactError, ConfigurationError
 from service.manifest import Manifest
@@ -56,20 +57,6 @@ def _root(arguments: argparse.Namespace) -> Path:
     return Settings.load(models=arguments.models).models
 
 
-def _parse(word: str) -> tuple[str, int | None]:
-    name, at, version = word.partition("@")
-    if at and not (version.isdecimal() and int(version)):
-        raise ConfigurationError(f"{word}: a version is a positive integer")
-    return name, int(version) if at else None
-
-
-def _aligned(rows: Iterable[tuple[str, ...]]) -> str:
-    kept = list(rows)
-    widths = [max(map(len, column)) for column in zip(*kept, strict=True)]
-    lines = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in kept)
-    return "\n".join(line.rstrip() for line in lines)
-
-
 def _list(arguments: argparse.Namespace) -> int:
     from service.upkeep import listing
 
@@ -82,27 +69,28 @@ def _list(arguments: argparse.Namespace) -> int:
         classes = "?" if one.classes is None else str(one.classes)
         size, roles = f"{one.bytes / 1e6:.2f}", ", ".join(one.roles) or "-"
         rows.append((one.name, str(one.version), roles, "+".join(one.forms) or "-", size, classes, one.problem))
-    print(_aligned(rows))
+    print(aligned(rows))
     return 0
 
 
 def _show(arguments: argparse.Namespace) -> int:
     if arguments.runs < 1:
         raise ConfigurationError(f"--runs {arguments.runs}: expected at least 1")
+    from service.artifact import parse_model
     from service.comparing import compare_forms
     from service.upkeep import find, roles_of
 
-    root, (name, version) = _root(arguments), _parse(arguments.model)
+    root, (name, version) = _root(arguments), parse_model(arguments.model)
     folder, version = find(root, name, version)
     compared, roles = compare_forms(root, name, version, arguments.runs), roles_of(folder, version)
     if arguments.json:
         print(json.dumps(_document(compared, roles), indent=2))
         return 0
     served = ", ".join(roles) or "not served"
-    print(_aligned([("model", f"{name} version {version} ({served})"), *_facts(compared.model.manifest)]))
-    print(f"\n{_aligned(_sides(compared))}")
+    print(aligned([("model", f"{name} version {version} ({served})"), *_facts(compared.model.manifest)]))
+    print(f"\n{aligned(_sides(compared))}")
     if arguments.layers and compared.layers:
-        print(f"\n{_aligned(_layers(compared))}")
+        print(f"\n{aligned(_layers(compared))}")
     return 0
 
 
@@ -157,9 +145,10 @@ def _layers(compared: "Comparison") -> Iterator[tuple[str, ...]]:
 
 
 def _remove(arguments: argparse.Namespace) -> int:
+    from service.artifact import parse_model
     from service.upkeep import find, reasons_to_keep, remove
 
-    root, (name, asked) = _root(arguments), _parse(arguments.model)
+    root, (name, asked) = _root(arguments), parse_model(arguments.model)
     if asked is None:
         raise ConfigurationError(f"{name}: which version? name it as {name}@VERSION")
     folder, version = find(root, name, asked)

@@ -1,9 +1,10 @@
 """What an export tells people: the fold table, the parity line, and the model card beside the model."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from service.columns import aligned
 from service.manifest import ExactRecord, FoldError, FoldRecord, KeptRecord, Manifest, Parity
 
 FLOAT16_MAX = 65504.0
@@ -16,9 +17,7 @@ def fold_table(folds: Iterable[FoldRecord], kept: Iterable[KeptRecord]) -> str:
         ("BatchNorm", "into", "kind", "place", "scale", "largest weight", "fp16 headroom", "float64 error")
     ]
     rows += [_fold_row(record) for record in folds]
-    lines = list(_aligned(rows))
-    lines += [f"kept  {record.norm}: {record.reason}" for record in kept]
-    return "\n".join(lines)
+    return "\n".join([aligned(rows), *(f"kept  {record.norm}: {record.reason}" for record in kept)])
 
 
 def parity_line(seen: Parity, kind: str = REAL) -> str:
@@ -108,9 +107,3 @@ def _fold_row(record: FoldRecord) -> tuple[str, ...]:
         f"{FLOAT16_MAX / largest:,.0f} ×" if largest else "all 0",
         error,
     )
-
-
-def _aligned(rows: list[tuple[str, ...]]) -> Iterator[str]:
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    for row in rows:
-        yield "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()

@@ -9,8 +9,8 @@ import pytest
 from onnx import TensorProto, helper
 from support import TinyModel
 
-from service.artifact import Artifact, read_manifest
-from service.errors import ArtifactError
+from service.artifact import Artifact, parse_model, read_manifest
+from service.errors import ArtifactError, ConfigurationError
 from service.manifest import Manifest
 
 TINY = TinyModel()
@@ -170,3 +170,14 @@ def test_float_lists_come_back_to_the_same_bits():
     )
 
     assert Manifest.model_validate_json(manifest.model_dump_json()).preprocessing.mean == thirds
+
+
+def test_a_model_is_named_with_a_version_or_without():
+    assert parse_model("mnist") == ("mnist", None)
+    assert parse_model("mnist@12") == ("mnist", 12)
+
+
+@pytest.mark.parametrize("word", ["mnist@", "mnist@0", "mnist@-1", "mnist@one", "mnist@1.0", "mnist@²"])
+def test_a_version_that_cannot_be_one_is_refused(word: str):
+    with pytest.raises(ConfigurationError, match=f"{word}: a version is a positive integer"):
+        parse_model(word)
