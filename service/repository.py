@@ -4,6 +4,7 @@ Where a version has two forms, `auto` takes the exact one if it measures faster 
 """
 
 import logging
+import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -76,9 +77,14 @@ class Repository:
         """Return the models that have a version, by name. Raises ArtifactError where the folder holds none."""
         if not self._root.is_dir():
             raise ArtifactError(f"{self._root}: no such folder; name the model repository with --models")
-        names = sorted(
-            folder.name for folder in self._root.iterdir() if MODEL_NAME.fullmatch(folder.name) and versions(folder)
-        )
+        try:
+            names = sorted(
+                folder.name for folder in self._root.iterdir() if MODEL_NAME.fullmatch(folder.name) and versions(folder)
+            )
+        except OSError as error:
+            raise ArtifactError(
+                f"{error.filename} cannot be read ({error.strerror}); let user {os.getuid()} read and enter it"
+            ) from None
         if not names:
             raise ArtifactError(
                 f"{self._root} holds no model; expected {self._root}/<name>/<version>/model.onnx, "

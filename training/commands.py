@@ -7,7 +7,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from training import reporting_commands
-from training.config import TrainConfig, launched_processes, parse_assignments, prepare_arithmetic, read_config_file
+from training.config import (
+    MODELS_HELP,
+    TrainConfig,
+    default_models,
+    launched_processes,
+    parse_assignments,
+    prepare_arithmetic,
+    read_config_file,
+)
 from training.doctor import commands as doctor
 from training.errors import UsageError
 from training.exact.commands import add_exact, exact_options
@@ -66,7 +74,7 @@ def _register_export(subparsers: "argparse._SubParsersAction[argparse.ArgumentPa
         "source", metavar="RUN|PACKAGE.MODULE:FUNCTION", help="run folder of `foldserve train`, or code"
     )
     parser.add_argument("--name", required=True, metavar="NAME", help="model name")
-    parser.add_argument("--models", type=Path, default=Path("models"), metavar="DIR", help="model repository [models]")
+    parser.add_argument("--models", type=Path, default=default_models(), metavar="DIR", help=MODELS_HELP)
     parser.add_argument("--data-dir", type=Path, metavar="DIR", help="a run: where data sets lie [FOLDSERVE_DATA]")
     module = parser.add_argument_group("a torch module")
     module.add_argument("--checkpoint", type=Path, metavar="FILE", help="its weights: .safetensors, .pt or .pth")

@@ -27,6 +27,8 @@ CHOICES = {
     "schedule": ("linear", "cosine", "one_cycle", "exponential", "constant"),
 }
 
+MODELS_HELP = "model repository [FOLDSERVE_MODELS, else models]"
+
 RANGES = {  # at least the first, less than the second
     "epochs": (1, math.inf),
     "batch_size": (2, math.inf),  # BatchNorm of one image has no variance
@@ -223,6 +225,11 @@ def prepare_arithmetic(config: TrainConfig) -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     if config.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+
+
+def default_models() -> Path:
+    """Return the model repository where no flag names one: FOLDSERVE_MODELS, as in the service, else `models`."""
+    return Path(os.environ.get("FOLDSERVE_MODELS") or "models")
 
 
 def download_folder() -> Path:

@@ -30,7 +30,7 @@ from training.exact.options import ExactOptions
 from training.folding.modules import fold, verify
 from training.loop import Normalize
 from training.normalization import norm_records
-from training.packaging import Exported, check_name, package
+from training.packaging import Exported, check_target, package
 from training.run import Trained
 
 OPSET = 20
@@ -68,7 +68,7 @@ def export(
 
     Raises UsageError for a bad name, NotFoldable, or ExportRefused; then nothing was written.
     """
-    check_name(name)
+    check_target(models, name)
     manifest, images = _manifest(trained, name), real_images(trained)
     return export_network(trained.network, manifest, images, models, exact=exact, material=_material(trained), say=say)
 

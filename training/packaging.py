@@ -4,6 +4,7 @@ The one place where an artifact is written; `export` and `importing` both end he
 """
 
 import contextlib
+import os
 import shutil
 import tempfile
 from collections.abc import Callable
@@ -55,6 +56,18 @@ def check_name(name: str) -> None:
     """Raise UsageError for a name that cannot be a model's."""
     if not MODEL_NAME.fullmatch(name):
         raise UsageError(f"--name {name}: use letters, digits, dots, dashes and underscores, at most 100")
+
+
+def check_target(models: Path, name: str) -> None:
+    """Say before the work, not after it, that no version of `name` could be written; touches nothing.
+
+    Raises UsageError for a bad name, ExportRefused where this user cannot write, or the file system is read-only.
+    """
+    check_name(name)
+    folder = models / name
+    there = next(one for one in (folder, *folder.absolute().parents) if one.exists())
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise ExportRefused(f"{there} cannot be written by user {os.getuid()}; a version of {name} would go there")
 
 
 def package(

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from training_support import QUICK
 
 from training.architectures import ARCHITECTURES
-from training.config import TrainConfig, data_folders, parse_assignments, read_config_file
+from training.config import TrainConfig, data_folders, default_models, parse_assignments, read_config_file
 from training.data import dataset_names
 from training.errors import UsageError
 from training.presets import PRESETS, preset
@@ -176,3 +176,10 @@ def test_the_flag_wins_over_the_environment(monkeypatch: pytest.MonkeyPatch, tmp
 
 def test_every_number_has_a_field_that_is_typed():
     assert {field.type for field in fields(TrainConfig)} == {int, float, str, bool}
+
+
+def test_the_repository_is_the_services_own_where_no_flag_names_one(monkeypatch):
+    monkeypatch.delenv("FOLDSERVE_MODELS", raising=False)
+    assert default_models() == Path("models")
+    monkeypatch.setenv("FOLDSERVE_MODELS", "/volume")
+    assert default_models() == Path("/volume")

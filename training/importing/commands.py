@@ -3,6 +3,7 @@
 import argparse
 from pathlib import Path
 
+from training.config import MODELS_HELP, default_models
 from training.doctor.commands import add_preprocessing, wishes_of
 from training.exact.commands import add_exact, exact_options
 
@@ -19,7 +20,7 @@ def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     parser.add_argument("--labels", type=Path, metavar="FILE", help="one label a line, or a JSON list [numbers]")
     add_preprocessing(parser)
     parser.add_argument("--data", type=Path, metavar="FOLDER", help="real images to check with [made-up ones]")
-    parser.add_argument("--models", type=Path, default=Path("models"), metavar="DIR", help="model repository [models]")
+    parser.add_argument("--models", type=Path, default=default_models(), metavar="DIR", help=MODELS_HELP)
     add_exact(parser)
     parser.set_defaults(run=_import)
 

@@ -26,7 +26,7 @@ from training.importing.images import folder_images, folder_material, synthetic_
 from training.importing.labels import read_labels
 from training.importing.preprocessing import Wishes, choose
 from training.normalization import batch_norms, norm_records
-from training.packaging import Exported, check_name
+from training.packaging import Exported, check_target
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +52,7 @@ def export_module(
 
     Raises UsageError, FileRefused, NotFoldable or ExportRefused; then nothing was written.
     """
-    check_name(order.name)
+    check_target(models, order.name)
     network = load_module(order.function, order.checkpoint, say)
     channels = next((one.in_channels for one in network.modules() if isinstance(one, nn.Conv2d)), 3)
     spec, notes = choose(order.wishes, channels, None)

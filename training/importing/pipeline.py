@@ -46,7 +46,7 @@ from training.importing.rewrite import (
     with_output_shapes,
     without_softmax,
 )
-from training.packaging import Exported, check_name, package
+from training.packaging import Exported, check_target, package
 
 MEASURED = 2  # images on which each fold is measured, with every value of the graph held
 MENDED_HERE = frozenset({"unfolded", "fixed-batch", "bias-before", "half-statistics"})
@@ -95,7 +95,7 @@ def import_model(order: Order, models: Path, *, say: Callable[[str], None] = pri
     Raises FileRefused for what is no sound classifier, ExportRefused for what would answer wrongly, NotFoldable,
     UsageError or DataError; then nothing was written.
     """
-    check_name(order.name)
+    check_target(models, order.name)
     model = load_onnx(order.path)
     subject = onnx_subject(order.path, model)
     taken = take(model, order.wishes, say)
