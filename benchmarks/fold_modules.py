@@ -11,6 +11,11 @@ from torch import fx, nn
 CONVOLUTIONS = {3: nn.Conv1d, 4: nn.Conv2d, 5: nn.Conv3d}
 TRANSPOSED = {3: nn.ConvTranspose1d, 4: nn.ConvTranspose2d, 5: nn.ConvTranspose3d}
 NORMS = {2: nn.BatchNorm1d, 3: nn.BatchNorm1d, 4: nn.BatchNorm2d, 5: nn.BatchNorm3d}
+GLOBAL_POOLS: dict[int, Any] = {1: nn.AdaptiveAvgPool1d, 2: nn.AdaptiveAvgPool2d, 3: nn.AdaptiveAvgPool3d}
+POOLS: dict[str, dict[int, Any]] = {
+    "MaxPool": {1: nn.MaxPool1d, 2: nn.MaxPool2d, 3: nn.MaxPool3d},
+    "AveragePool": {1: nn.AvgPool1d, 2: nn.AvgPool2d, 3: nn.AvgPool3d},
+}
 ARITHMETIC = {"Add": operator.add, "Sub": operator.sub, "Mul": operator.mul, "Div": operator.truediv}
 
 
@@ -26,6 +31,9 @@ class Builder:
         """Read its constants."""
         self.model = model
         self.stored = {one.name: torch.from_numpy(numpy_helper.to_array(one).copy()) for one in model.graph.initializer}
+        for node in model.graph.node:
+            if node.op_type == "Constant":
+                self.stored[node.output[0]] = torch.from_numpy(numpy_helper.to_array(node.attribute[0].t).copy())
         self.root = nn.Module()
         self.graph = fx.Graph(self.root)
         self.values: dict[str, Any] = {}
@@ -38,7 +46,8 @@ class Builder:
         self.values[image.name] = self.graph.placeholder("images")
         self.ranks[image.name] = len(image.type.tensor_type.shape.dim)
         for node in self.model.graph.node:
-            self.values[node.output[0]] = self.add(node)
+            if node.op_type != "Constant":
+                self.values[node.output[0]] = self.add(node)
         self.graph.output(tuple(self.values[one.name] for one in self.model.graph.output))
         return fx.GraphModule(self.root, self.graph).eval()
 
@@ -48,7 +57,9 @@ class Builder:
         flowing = [self.values[name] for name in node.input if name in self.values]
         constants = [self.stored[name] for name in node.input if name in self.stored]
         rank = self.ranks[next(name for name in node.input if name in self.ranks)]
-        self.ranks[node.output[0]] = {"Flatten": 2, "Reshape": 3}.get(node.op_type, rank)
+        if node.op_type == "Reshape":
+            rank = len(constants[0])
+        self.ranks[node.output[0]] = 2 if node.op_type == "Flatten" else rank
         if node.op_type in ARITHMETIC:
             return self.graph.call_function(ARITHMETIC[node.op_type], tuple(self.operands(node)))
         if node.op_type == "Concat":
@@ -97,11 +108,10 @@ def module_of(kind: str, given: dict[str, Any], constants: list[torch.Tensor], r
     if kind in plain:
         return plain[kind]()
     if kind == "GlobalAveragePool":
-        return nn.AdaptiveAvgPool2d(1)
-    pools = {"MaxPool": nn.MaxPool2d, "AveragePool": nn.AvgPool2d}
+        return GLOBAL_POOLS[dims](1)
     options = {} if kind == "MaxPool" else {"count_include_pad": bool(given.get("count_include_pad", 0))}
-    assert dims == 2
-    return pools[kind](given["kernel_shape"], given["strides"], pads, **options)
+    size = [given["kernel_shape"], given["strides"], pads]
+    return POOLS[kind][dims](*(one[0] if dims == 1 and isinstance(one, list) else one for one in size), **options)
 
 
 def convolution(kind: str, given: dict[str, Any], constants: list[torch.Tensor], pads: int) -> nn.Module:

@@ -7,110 +7,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
-from onnx import ModelProto, TensorProto, helper, numpy_helper, shape_inference
+from onnx import ModelProto, helper
 
-Array = NDArray[np.float64]
-FLOATS = {np.float32: TensorProto.FLOAT, np.float16: TensorProto.FLOAT16}
-
-
-class Sketch:
-    """An ONNX graph in the making; every method adds a node and returns the name of its output."""
-
-    def __init__(self, channels: int = 4, *, size: tuple[int, ...] = (8, 8), seed: int = 0, opset: int = 17) -> None:
-        """The input `images` is (batch, channels, *size)."""
-        self.rng = np.random.default_rng(seed)
-        self.opset = opset
-        self.shape = (channels, *size)
-        self.nodes: list[object] = []
-        self.constants: dict[str, NDArray[np.generic]] = {}
-        self.channels = {"images": channels}
-        self.dtype: type[np.floating] = np.float32
-        self.dims = len(size)
-
-    def constant(self, values: object, name: str = "") -> str:
-        """Store a constant; floats become the type of the graph at the end."""
-        name = name or f"c{len(self.constants)}"
-        self.constants[name] = np.asarray(values)
-        return name
-
-    def node(self, kind: str, *inputs: str, channels: int | None = None, **attributes: object) -> str:
-        """Add a node; `channels` of its output are those of its first input unless given."""
-        output = f"{kind.lower()}{len(self.nodes)}_out"
-        self.nodes.append(
-            helper.make_node(kind, list(inputs), [output], f"{kind.lower()}{len(self.nodes)}", **attributes)
-        )
-        self.channels[output] = self.channels.get(inputs[0], 0) if channels is None else channels
-        return output
-
-    def conv(
-        self,
-        x: str,
-        outputs: int = 6,
-        kernel: int = 3,
-        groups: int = 1,
-        *,
-        bias: bool = True,
-        transposed: bool = False,
-        weight: str = "",
-        **attributes: object,
-    ) -> str:
-        """Add a convolution with random weights, or with those stored as `weight`."""
-        inputs = self.channels[x]
-        shape = (inputs, outputs // groups) if transposed else (outputs, inputs // groups)
-        weights = [weight or self.constant(self.rng.standard_normal((*shape, *[kernel] * self.dims)))]
-        weights += [self.constant(self.rng.standard_normal(outputs))] if bias else []
-        kind = "ConvTranspose" if transposed else "Conv"
-        return self.node(kind, x, *weights, channels=outputs, group=groups, **attributes)
-
-    def norm(
-        self,
-        x: str,
-        *,
-        positive: bool = False,
-        shift: bool = True,
-        beta: str = "",
-        eps: float = 1e-3,
-        **attributes: object,
-    ) -> str:
-        """Add a BatchNormalization with a past; without `shift` its t is 0."""
-        count = self.channels[x]
-        gamma, bias, mean = self.rng.standard_normal((3, count)) * 2
-        gamma, variance = np.abs(gamma) + 0.1 if positive else gamma, self.rng.random(count) * 3 + 0.1
-        mean, bias = (mean, bias) if shift else (np.zeros(count), np.zeros(count))
-        names = [self.constant(gamma), beta or self.constant(bias), self.constant(mean), self.constant(variance)]
-        return self.node("BatchNormalization", x, *names, epsilon=eps, **attributes)
-
-    def gemm(self, x: str, inputs: int, outputs: int = 5, *, bias: bool = True, **attributes: object) -> str:
-        """Add a Gemm with transB=1."""
-        weights = [self.constant(self.rng.standard_normal((outputs, inputs)))]
-        weights += [self.constant(self.rng.standard_normal(outputs))] if bias else []
-        return self.node("Gemm", x, *weights, channels=outputs, transB=1, **attributes)
-
-    def arithmetic(self, kind: str, x: str, values: Array | float) -> str:
-        """Add x ∘ values, given for each channel or for all."""
-        shape = (-1, *[1] * self.dims) if np.ndim(values) else ()
-        return self.node(kind, x, self.constant(np.reshape(values, shape)))
-
-    def model(self, *outputs: str, half: bool = False) -> ModelProto:
-        """Return the model; `half` stores its numbers in float16."""
-        dtype = np.float16 if half else self.dtype
-        stored = {
-            name: values.astype(dtype) if values.dtype == np.float64 else values
-            for name, values in self.constants.items()
-        }
-        graph = helper.make_graph(
-            self.nodes,
-            "pattern",
-            [helper.make_tensor_value_info("images", FLOATS[dtype], ["batch", *self.shape])],
-            [helper.make_tensor_value_info(output, FLOATS[dtype], None) for output in outputs],
-            [numpy_helper.from_array(values, name) for name, values in stored.items()],
-        )
-        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", self.opset)], ir_version=8)
-        shaped = shape_inference.infer_shapes(model).graph.output
-        del model.graph.output[:]
-        model.graph.output.extend(shaped)
-        return model
+from benchmarks.fold_sketch import Sketch
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,6 +119,35 @@ def _reshape_between() -> ModelProto:
     return s.model(s.norm(x))
 
 
+def _useless_reshapes() -> ModelProto:
+    s = Sketch()
+    x = s.conv("images")
+    for _ in range(2):
+        x = s.node("Reshape", x, s.constant(np.array([-1, 6, 6, 6])))
+    return s.model(s.norm(x))
+
+
+def _two_layers() -> ModelProto:
+    s = Sketch()
+    return s.model(s.node("Relu", s.norm(s.conv(s.norm(s.conv("images")), groups=2))))
+
+
+def _bias_but_no_shift() -> ModelProto:
+    s = Sketch()
+    return s.model(s.norm(s.conv("images"), beta=s.constant(np.zeros(6))))
+
+
+def _constant_nodes() -> ModelProto:
+    """Weights in Constant nodes, as some exporters write them, and those of the BatchNorm as initializers."""
+    s = Sketch()
+    model = s.model(s.node("Relu", s.norm(s.conv("images"))))
+    weights = list(model.graph.initializer[:2])
+    nodes = [helper.make_node("Constant", [], [one.name], value=one) for one in weights] + list(model.graph.node)
+    del model.graph.initializer[:2], model.graph.node[:]
+    model.graph.node.extend(nodes)
+    return model
+
+
 def _pooled_head() -> ModelProto:
     s = Sketch()
     x = s.node("Flatten", s.node("GlobalAveragePool", s.node("Relu", s.conv("images"))))
@@ -239,29 +167,37 @@ def _half() -> ModelProto:
 POOL = {"kernel_shape": [2, 2], "strides": [2, 2]}
 PATTERNS = (
     Pattern("Conv1d, BN", True, lambda: _after(size=(9,))),
-    Pattern("Conv2d, BN", True, lambda: _after(pads=[1] * 4)),
+    Pattern("Conv2d, BN", True, lambda: _after(pads=[1] * 4), "onnx-tensorrt#594, onnx/optimizer#255"),
     Pattern("Conv3d, BN", True, lambda: _after(size=(5, 5, 5))),
-    Pattern("grouped Conv, BN", True, lambda: _after(groups=2), "LeViT PR #22"),
+    Pattern("grouped Conv, BN", True, lambda: _after(groups=2), "LeViT#22"),
     Pattern("depthwise Conv, BN", True, lambda: _after(outputs=4, groups=4)),
-    Pattern("ConvTranspose, BN", True, lambda: _after("ConvTranspose"), "ultralytics PR #25364"),
+    Pattern("ConvTranspose, BN", True, lambda: _after("ConvTranspose"), "ultralytics#25364"),
     Pattern("ConvTranspose with as many inputs as outputs, BN", True, lambda: _after("ConvTranspose", outputs=4),
-            "ultralytics PR #25364"),
+            "ultralytics#25364"),
     Pattern("grouped ConvTranspose, BN", True, lambda: _after("ConvTranspose", groups=2), "onnxscript#2867"),
-    Pattern("depthwise ConvTranspose, BN", True, lambda: _after("ConvTranspose", outputs=4, groups=4), "torch#180995"),
-    Pattern("Gemm, BN", True, lambda: _linear("Gemm"), "pytorch#118990, #72049, ao#4116"),
-    Pattern("Gemm with alpha and beta, BN", True, lambda: _linear("Gemm", alpha=0.5, beta=0.25), "onnxscript PR #3027"),
+    Pattern("depthwise ConvTranspose, BN", True, lambda: _after("ConvTranspose", outputs=4, groups=4),
+            "pytorch#180995, pytorch#184076"),
+    Pattern("Gemm, BN", True, lambda: _linear("Gemm"), "pytorch#118990, pytorch#72049, pytorch/ao#4116"),
+    Pattern("Gemm with alpha and beta, BN", True, lambda: _linear("Gemm", alpha=0.5, beta=0.25), "onnxscript#3027"),
     Pattern("MatMul, Add, BN", True, lambda: _linear("MatMul")),
-    Pattern("MatMul on 3 axes, BN over another", False, lambda: _linear("MatMul", rank=3), "torch.fx, by equal sizes"),
-    Pattern("two Convs without bias on one input, each BN", True, _two_heads, "pytorch#169178, #166797, D-FINE-seg#40"),
+    Pattern("MatMul on 3 axes, BN over another", False, lambda: _linear("MatMul", rank=3),
+            "pytorch/ao#4116"),
+    Pattern("two Convs without bias on one input, each BN", True, _two_heads,
+            "pytorch#169178, pytorch#166797, D-FINE-seg#40"),
     Pattern("two Gemms without bias on one input, each BN", True, lambda: _two_heads(linear=True), "pytorch#174042"),
-    Pattern("one weight, two Convs, one BN", True, lambda: _shared_weight(norms=1), "pytorch#197539, optimizer#174"),
+    Pattern("one weight, two Convs, one BN", True, lambda: _shared_weight(norms=1),
+            "pytorch#197539, onnx/optimizer#174"),
     Pattern("one weight, two Convs, two BN", True, lambda: _shared_weight(norms=2), "TNN#808"),
-    Pattern("two BN with one β", True, _shared_beta, "onnxruntime-qnn PR #582"),
-    Pattern("Conv used elsewhere too, BN", False, _used_elsewhere, "pytorch PR #52758"),
-    Pattern("Conv, BN, BN", True, _chain, "tensorflow-onnx#2186"),
+    Pattern("two BN with one β", True, _shared_beta, "onnxruntime-qnn#582"),
+    Pattern("Conv used elsewhere too, BN", False, _used_elsewhere, "pytorch#52758"),
+    Pattern("Conv, BN, Conv, BN", True, _two_layers, "tensorflow-onnx#2186"),
+    Pattern("Conv with bias, BN with β of 0", True, _bias_but_no_shift, "optimum#348"),
+    Pattern("Conv with weights in Constant nodes, BN", True, _constant_nodes, "onnx/optimizer#133"),
+    Pattern("Conv, BN, BN", True, _chain),
     Pattern("Gemm, BN, BN", True, lambda: _linear("Gemm", chain=True)),
     Pattern("Conv, ReLU, BN, BN", False, _chain_after_relu),
-    Pattern("Conv, Reshape, BN", True, _reshape_between, "tensorflow-onnx#2300"),
+    Pattern("Conv, Reshape, BN", True, _reshape_between),
+    Pattern("Conv, two Reshapes to its own shape, BN", True, _useless_reshapes, "tensorflow-onnx#2300"),
     Pattern("Conv, Identity, Dropout, BN", True, lambda: _between(("Identity", {}), ("Dropout", {}), positive=False)),
     Pattern("Conv, AveragePool, BN", True, lambda: _between(("AveragePool", POOL), positive=False)),
     Pattern("Conv, AveragePool counting its padding, BN", False,

@@ -5,6 +5,7 @@ import torch
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 from onnx.reference.op_run import OpRun
+from torch import nn
 from torch.nn import functional
 
 FLOATS = {TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE}
@@ -70,3 +71,14 @@ def images_for(model: ModelProto, seed: int = 0) -> np.ndarray:
 def relative_error(found: list[np.ndarray], wanted: list[np.ndarray]) -> float:
     """Return the largest difference over the largest magnitude, over all outputs."""
     return max(np.abs(one - two).max() / np.abs(two).max() for one, two in zip(found, wanted, strict=True))
+
+
+class Joined(nn.Module):
+    """A network of several outputs as one."""
+
+    def __init__(self, network: nn.Module):
+        super().__init__()
+        self.network = network
+
+    def forward(self, images):
+        return torch.cat([answer.flatten(1) for answer in self.network(images)], 1)

@@ -16,18 +16,14 @@ from torch.nn.utils import parametrize
 from training.errors import NotFoldable
 from training.folding.algebra import Affine, Array, Norm
 from training.folding.arithmetic import affine_of, per_channel
+from training.folding.module_lifting import attribute_at
+from training.folding.module_passages import rule_of_call, rule_of_module
 from training.folding.network import Account, Join, Layer, Other, Passage, Rescale, Step, Value
-from training.folding.passages import Passing, Rectifier, Reduction, Regrouping, Shape, Stays, Unchanged, Window
+from training.folding.passages import Shape, Stays
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
-DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
-MAX_POOLS = (nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d)
-ADAPTIVE_MAX_POOLS = (nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d, nn.AdaptiveMaxPool3d)
-ADAPTIVE_POOLS = (nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d)
-AVERAGE_POOLS = (nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d)
-RECTIFIERS = (functional.relu, torch.relu, "relu", functional.leaky_relu)
-REGROUPINGS = (torch.flatten, torch.reshape, torch.squeeze, torch.unsqueeze, "flatten", "reshape", "view", "squeeze")
+NORM_ARGUMENTS = ("input", "running_mean", "running_var", "weight", "bias", "training", "momentum", "eps")
 ADDITIONS = (operator.add, operator.iadd, torch.add, "add")
 SUBTRACTIONS = (operator.sub, operator.isub, torch.sub, "sub")
 ARITHMETIC = {
@@ -117,18 +113,22 @@ def _read_call(read: Read, node: fx.Node) -> Step | None:
         return _batch_norm(read, node, source, module)
     if isinstance(module, (*CONVOLUTIONS, *TRANSPOSED, nn.Linear)):
         return _layer(read, node, source, module)
-    rule = _rule_of_module(module, read.values[source].shape, read.values[node].shape)
+    rule = rule_of_module(module, read.values[source].shape, read.values[node].shape)
     return None if rule is None else _step(read, node, Passage, source, rule=rule)
 
 
 def _batch_norm(read: Read, node: fx.Node, source: fx.Node, module: Any) -> Step:
-    try:
-        affine = Affine(*_read_norm(module).scale_and_shift())
-    except NotFoldable as error:
-        raise NotFoldable(f"BatchNorm {node.target}: {error}") from None
+    affine = _affine(str(node.target), _read_norm(module))
     account = Account.of(_name(node), "BatchNorm", affine)
     locked = f"{_name(node)} is used more than once" if read.calls[id(module)] > 1 else ""
     return _step(read, node, Rescale, source, affine=affine, axis=1, accounts=[account], frozen=locked)
+
+
+def _affine(name: str, norm: Norm) -> Affine:
+    try:
+        return Affine(*norm.scale_and_shift())
+    except NotFoldable as error:
+        raise NotFoldable(f"BatchNorm {name}: {error}") from None
 
 
 def _layer(read: Read, node: fx.Node, source: fx.Node, module: Any) -> Step:
@@ -166,36 +166,6 @@ def _why_locked(read: Read, node: fx.Node, module: Any) -> str:
     return next((reason for reason, holds in reasons.items() if holds), "")
 
 
-def _rule_of_module(module: Any, source: Shape | None, target: Shape | None) -> Passing | None:
-    rule: Passing | None = None
-    if isinstance(module, (nn.Identity, *DROPOUTS)):
-        rule = Unchanged()
-    elif isinstance(module, nn.ReLU | nn.LeakyReLU):
-        rule = Rectifier()
-    elif isinstance(module, nn.Flatten | nn.Unflatten):
-        rule = Regrouping(source, target)
-    elif isinstance(module, (*MAX_POOLS, *ADAPTIVE_MAX_POOLS)):
-        rule = None if module.return_indices else _window(module, source, largest=True)
-    elif isinstance(module, ADAPTIVE_POOLS):
-        rule = _window(module, source)
-    elif isinstance(module, AVERAGE_POOLS):
-        rule = _average(module, source)
-    return rule
-
-
-def _average(module: Any, source: Shape | None) -> Passing | None:
-    """Averages add up to 1 unless they count padding, or divide by a number of their own."""
-    padding = module.padding if isinstance(module.padding, tuple) else (module.padding,)
-    counts = any(padding) and module.count_include_pad
-    return _window(module, source, counts_zeros=counts or getattr(module, "divisor_override", None) is not None)
-
-
-def _window(module: Any, source: Shape | None, **fields: bool) -> Passing | None:
-    """Pools take images without a batch axis too, where axis 1 is pooled: the rank must be seen, or be told apart."""
-    dims = int(type(module).__name__[-2])
-    return None if source is not None and len(source) != dims + 2 else Window(**{"largest": False, **fields})
-
-
 def _read_function(read: Read, node: fx.Node) -> Step | None:
     target: Any = node.target
     source = input_of(node)
@@ -203,25 +173,30 @@ def _read_function(read: Read, node: fx.Node) -> Step | None:
         return _arithmetic(read, node, ARITHMETIC[target])
     if target in {torch.cat, torch.concat}:
         return _concat(read, node)
+    if target is functional.batch_norm:
+        return _functional_norm(read, node)
     if not isinstance(source, fx.Node) or node.all_input_nodes != [source]:
         return None
-    rule: Passing | None = None
-    if target in RECTIFIERS:
-        rule = Rectifier()
-    elif target in REGROUPINGS:
-        rule = Regrouping(read.values[source].shape, read.values[node].shape)
-    elif target in {torch.mean, "mean"}:
-        rule = _mean(node, read.values[source].shape)
+    rule = rule_of_call(node, read.values[source].shape, read.values[node].shape)
     return None if rule is None else _step(read, node, Passage, source, rule=rule)
 
 
-def _mean(node: fx.Node, shape: Shape | None) -> Passing | None:
-    given: Any = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim")
-    keepdims = node.args[2] if len(node.args) > 2 else node.kwargs.get("keepdim", False)
-    axes = (given,) if isinstance(given, int) else given
-    if shape is None or not isinstance(axes, tuple | list):
+def _functional_norm(read: Read, node: fx.Node) -> Step | None:
+    """Read a BatchNorm that a class of its own computes: its numbers are attributes, and it is not in training."""
+    given: dict[str, Any] = {**dict(zip(NORM_ARGUMENTS, node.args, strict=False)), **node.kwargs}
+    source, numbers = given["input"], [given.get(name) for name in NORM_ARGUMENTS[1:5]]
+    if given.get("training", False) is not False or not isinstance(source, fx.Node):
         return None
-    return Reduction(False, tuple(axis % len(shape) for axis in axes), len(shape), bool(keepdims))
+    are_stored = all(one is None or (isinstance(one, fx.Node) and one.op == "get_attr") for one in numbers)
+    if None in numbers[:2] or not are_stored:
+        return None
+    arrays: list[Any] = [None if one is None else _array(attribute_at(read.module, one.target)) for one in numbers]
+    mean, variance, weight, bias = arrays
+    name = str(given["running_mean"].target).rpartition(".")[0] or node.name
+    affine = _affine(name, Norm(mean, variance, given.get("eps", 1e-5), weight, bias))
+    account = Account.of(name, "BatchNorm", affine)
+    fields: dict[str, Any] = {"affine": affine, "axis": 1, "accounts": [account]}
+    return _step(read, node, Rescale, source, **fields, frozen=f"{name} is computed in code")
 
 
 def _concat(read: Read, node: fx.Node) -> Step | None:
@@ -261,14 +236,8 @@ def _arithmetic(read: Read, node: fx.Node, kind: str) -> Step | None:
 def _constant(read: Read, given: Any) -> Array | None:
     if isinstance(given, int | float):
         return np.asarray(given, np.float64)
-    tensor = _attribute(read.module, str(given.target)) if isinstance(given, fx.Node) else None
+    tensor = attribute_at(read.module, str(given.target)) if isinstance(given, fx.Node) else None
     return _array(tensor) if isinstance(tensor, Tensor) and tensor.is_floating_point() else None
-
-
-def _attribute(module: Any, path: str) -> Any:
-    for name in path.split("."):
-        module = getattr(module, name)
-    return module
 
 
 def _array(tensor: Tensor | None) -> Any:

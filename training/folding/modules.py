@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, fx, nn
-from torch.fx.passes.shape_prop import ShapeProp
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from service.manifest import FoldError, FoldRecord, KeptRecord
@@ -19,6 +18,8 @@ from training.errors import NotFoldable
 from training.folding.absorb import Outcome, absorb
 from training.folding.algebra import Array
 from training.folding.module_reading import Read, read_module
+from training.folding.module_sharing import share_again, untie
+from training.folding.module_tracing import trace
 from training.folding.network import Layer, Rescale
 from training.normalization import batch_norms
 
@@ -48,10 +49,12 @@ def fold(model: nn.Module, example: Tensor | None = None) -> Folded:
     """
     for name, norm in batch_norms(model):
         _refuse_untrustworthy(name, norm)
-    unfolded = _trace(model, example)
+    unfolded = trace(model, example)
     module = copy.deepcopy(unfolded)
+    shared = untie(module)
     read = read_module(module)
     outcome = absorb(read.steps)
+    share_again(module, shared, {node for step, node in read.nodes.items() if isinstance(step, Layer) and step.changed})
     for step, node in read.nodes.items():
         if isinstance(step, Layer) and step.changed:
             _write_weights(module.get_submodule(step.name), step.weight, step.bias)
@@ -127,16 +130,6 @@ def _answers(module: fx.GraphModule, images: Tensor) -> dict[str, Any]:
     interpreter = fx.Interpreter(module, garbage_collect_values=False)
     interpreter.run(images)
     return {node.name: answer for node, answer in interpreter.env.items()}
-
-
-def _trace(model: nn.Module, example: Tensor | None) -> fx.GraphModule:
-    try:
-        graph = fx.symbolic_trace(copy.deepcopy(model).double().eval())
-    except Exception as error:  # tracing runs the model's own code, which may raise anything
-        raise NotFoldable(f"the network cannot be traced: {error}") from error
-    if example is not None:
-        ShapeProp(graph).propagate(example.double())
-    return graph
 
 
 def _refuse_untrustworthy(name: str, norm: _BatchNorm) -> None:

@@ -85,29 +85,6 @@ def test_a_refused_model_keeps_its_mode_and_its_numbers():
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
-class Shared(nn.Module):
-    """One convolution, called twice, its BatchNorm on one path (pytorch#197539)."""
-
-    def __init__(self):
-        super().__init__()
-        self.conv, self.norm = nn.Conv2d(3, 3, 3, padding=1), nn.BatchNorm2d(3)
-
-    def forward(self, images):
-        return self.norm(self.conv(images)) + self.conv(images)
-
-
-class OneLayerTwoNames(nn.Module):
-    """The same under two names."""
-
-    def __init__(self):
-        super().__init__()
-        self.conv, self.norm = nn.Conv2d(3, 3, 3, padding=1), nn.BatchNorm2d(3)
-        self.again = self.conv
-
-    def forward(self, images):
-        return self.norm(self.conv(images)) + self.again(images)
-
-
 class UsedElsewhere(nn.Module):
     """What the convolution says is also added past its BatchNorm."""
 
@@ -121,14 +98,25 @@ class UsedElsewhere(nn.Module):
 
 
 class ReadsTheWeight(nn.Module):
-    """The convolution's weight is used again, without the module."""
+    """The convolution's weight is used again, and not for a convolution."""
 
     def __init__(self):
         super().__init__()
         self.conv, self.norm = nn.Conv2d(3, 3, 3, padding=1), nn.BatchNorm2d(3)
 
     def forward(self, images):
-        return self.norm(self.conv(images)) + functional.conv2d(images, self.conv.weight, padding=1)
+        return self.norm(self.conv(images)) * self.conv.weight.mean()
+
+
+class DropsAlways(nn.Module):
+    """A call of dropout without `training=`, which is active in evaluation mode too; here with a probability of 0."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, 3, 3), nn.BatchNorm2d(3)
+
+    def forward(self, images):
+        return self.norm(functional.dropout(self.conv(images), 0.0))
 
 
 def _parametrized() -> nn.Module:
@@ -142,20 +130,18 @@ def _after(kind: nn.Module) -> nn.Module:
 @pytest.mark.parametrize(
     ("model", "norm", "reason"),
     [
-        (Shared(), "norm", "more than once|used elsewhere"),
-        (OneLayerTwoNames(), "norm", "more than once|used elsewhere"),
         (UsedElsewhere(), "norm", "used elsewhere"),
-        (ReadsTheWeight(), "norm", "conv"),
+        (ReadsTheWeight(), "norm", "parameters of conv are read elsewhere"),
+        (DropsAlways(), "norm", "dropout"),
         (_after(nn.ReLU()), "2", "a ReLU lies between"),
         (_after(nn.Sigmoid()), "2", "neither a convolution nor a linear layer"),
         (nn.Sequential(nn.BatchNorm2d(3), nn.Conv2d(3, 4, 3, padding=1)), "0", "neither"),
         (_parametrized(), "1", "parametriz"),
     ],
     ids=[
-        "shared",
-        "two names",
         "used elsewhere",
         "weight read",
+        "a dropout that is told nothing",
         "after ReLU",
         "after Sigmoid",
         "before",

@@ -8,7 +8,8 @@ import pytest
 from folding_oracle import float64, images_for, outputs, relative_error
 from onnx import TensorProto, helper, numpy_helper
 
-from benchmarks.fold_patterns import PATTERNS, Pattern, Sketch
+from benchmarks.fold_patterns import PATTERNS, Pattern
+from benchmarks.fold_sketch import Sketch
 from service.engine import choose_device, open_engine
 from training.errors import NotFoldable
 from training.folding.graphs import FoldedGraph, fold_graph
