@@ -112,6 +112,15 @@ def verdict(tool: str, model: ModelProto) -> str:
     return "kept" if left else "right"
 
 
+def why_kept(tool: str, model: ModelProto) -> str:
+    """Return foldserve's own reasons; the other tools give none."""
+    if tool != "foldserve":
+        return ""
+    from training.folding.graphs import fold_unmeasured
+
+    return "; ".join(record.reason for record in fold_unmeasured(model).report.kept)
+
+
 def through_torch(model: ModelProto, images: np.ndarray) -> tuple[list[np.ndarray], set[str]]:
     """Build the same network of PyTorch modules, and fuse it."""
     import torch
@@ -138,7 +147,8 @@ def main() -> None:
     for number, pattern in list(enumerate(PATTERNS))[first:]:
         say({"number": number, "verdict": "crash", "detail": "the process ended"})  # stands unless overwritten
         try:
-            answer: dict[str, Any] = {"verdict": verdict(tool, pattern.build()), "detail": ""}
+            model = pattern.build()
+            answer: dict[str, Any] = {"verdict": verdict(tool, model), "detail": why_kept(tool, model)}
         except ImportError as error:
             answer = {"verdict": "missing", "detail": str(error)}
         except Exception as error:  # noqa: BLE001 - whatever a tool raises is a row of the table

@@ -63,19 +63,19 @@ def table(verdicts: dict[str, dict[int, dict[str, str]]]) -> str:
     for kind in ("right", "kept", "wrong", "crash"):
         counts = [sum(answer["verdict"] == kind for answer in verdicts[tool].values()) for tool in tools]
         lines.append(f"| *{kind}, of {len(PATTERNS)}* | | " + " | ".join(map(str, counts)) + " | |")
-    crashes = [
-        f"- {tool}, {PATTERNS[number].name}: {answer['detail']}".replace("\n", " ")
-        for tool in tools
-        for number, answer in verdicts[tool].items()
-        if answer["verdict"] == "crash"
+    sections = {"What stays, and foldserve's reason": details(verdicts, "kept"), "Crashes": details(verdicts, "crash")}
+    rest = [line for title, found in sections.items() for line in ("", f"## {title}", "", *(found or ["None."]))]
+    return HEADER.format(versions=versions()) + "\n".join([*lines, *rest]) + "\n"
+
+
+def details(verdicts: dict[str, dict[int, dict[str, str]]], kind: str) -> list[str]:
+    """Return what was said of each verdict of a kind, one line each."""
+    return [
+        f"- {tool}, {PATTERNS[number].name}: {answer['detail']}".replace("\n", " ").replace("foldserve, ", "")
+        for tool, answers in verdicts.items()
+        for number, answer in sorted(answers.items())
+        if answer["verdict"] == kind and answer["detail"]
     ]
-    return (
-        HEADER.format(versions=versions())
-        + "\n".join(lines)
-        + "\n\n"
-        + "\n".join(["## Crashes", "", *(crashes or ["None."])])
-        + "\n"
-    )
 
 
 def versions() -> str:

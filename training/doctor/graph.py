@@ -13,8 +13,8 @@ from service.independence.proof import prove
 from service.independence.proof.verdict import OPSETS
 from training.doctor.findings import Finding, finding
 from training.doctor.norms import Layer
-from training.folding.algebra import Array
-from training.foreign.read import constants, inputs_of, opset_of
+from training.folding.graph_constants import Constants, opset_of
+from training.foreign.read import inputs_of
 
 FLOAT16_MAX = 65504.0
 LINEAR = frozenset({"Conv", "ConvTranspose", "Gemm"})
@@ -31,25 +31,21 @@ def node_name(node: onnx.NodeProto) -> str:
     return node.name or node.output[0]
 
 
-def layer_of(node: onnx.NodeProto, known: dict[str, np.ndarray]) -> Layer:
+def layer_of(node: onnx.NodeProto, known: Constants) -> Layer:
     """Return the numbers of a BatchNormalization node; what the file does not fix is None.
 
     The attribute `momentum` is not believed: exporters write it whatever the training was (ONNX's is the decay).
     """
-
-    def read(index: int) -> Array | None:
-        values = known.get(node.input[index])
-        return None if values is None else np.asarray(values, np.float64)
-
-    variance = known.get(node.input[4])
+    stored = known.tensor(node.input[4])
+    mean, var, weight, bias = (known.floats(node.input[index]) for index in (3, 4, 1, 2))
     return Layer(
         node_name(node),
-        running_mean=read(3),
-        running_var=read(4),
-        weight=read(1),
-        bias=read(2),
+        running_mean=mean,
+        running_var=var,
+        weight=weight,
+        bias=bias,
         eps=float(attribute(node, "epsilon", 1e-5)),
-        stored_as="float32" if variance is None else str(variance.dtype),
+        stored_as="float32" if stored is None else str(helper.tensor_dtype_to_np_dtype(stored.data_type)),
     )
 
 
@@ -92,8 +88,8 @@ def _trains(node: onnx.NodeProto, opset: int) -> bool:
 
 
 def _mixing(model: onnx.ModelProto) -> Iterator[Finding]:
-    known = constants(model)
-    computed = [node_name(node) for node in norm_nodes(model.graph) if not {*node.input[3:5]} <= set(known)]
+    known = Constants.of(model)
+    computed = [node_name(node) for node in norm_nodes(model.graph) if not all(map(known.has, node.input[3:5]))]
     if computed:
         yield finding("batch-statistics", "mean or variance are computed by the graph", computed)
         return
@@ -109,7 +105,7 @@ def _mixing(model: onnx.ModelProto) -> Iterator[Finding]:
 def _neighbours(model: onnx.ModelProto) -> Iterator[Finding]:
     """Look at what feeds each BatchNorm."""
     producers = {output: node for node in model.graph.node for output in node.output}
-    known = constants(model)
+    known = Constants.of(model)
     found = defaultdict(list)
     for node in norm_nodes(model.graph):
         before = _producer(producers, node.input[0])
@@ -125,9 +121,10 @@ def _neighbours(model: onnx.ModelProto) -> Iterator[Finding]:
         yield finding(check, f"{len(names)} of {len(norm_nodes(model.graph))} BatchNorms", names)
 
 
-def _is_some(known: dict[str, np.ndarray], name: str) -> bool:
+def _is_some(known: Constants, name: str) -> bool:
     """Exporters write a missing bias as zeros."""
-    return name in known and bool(np.any(known[name]))
+    values = known.array(name)
+    return values is not None and bool(np.any(values))
 
 
 def _producer(producers: dict[str, onnx.NodeProto], name: str) -> onnx.NodeProto | None:

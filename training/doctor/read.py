@@ -21,7 +21,8 @@ from training.doctor.graph import damaged_weights, layer_of, norm_nodes
 from training.doctor.norms import Layer, Subject
 from training.errors import FileRefused, UsageError
 from training.fitting import BEST_FILE
-from training.foreign.read import constants, load_onnx
+from training.folding.graph_constants import Constants
+from training.foreign.read import load_onnx
 from training.run import CONFIG_FILE, read_config
 
 CHECKPOINTS = (".safetensors", ".pt", ".pth")
@@ -53,7 +54,7 @@ def read_subject(path: Path, momentum: float | None = None) -> Subject:
 
 def onnx_subject(path: Path, model: onnx.ModelProto, momentum: float | None = None) -> Subject:
     """Return what a graph holds; where foldserve wrote it, its manifest tells of the layers that were folded away."""
-    known = constants(model)
+    known = Constants.of(model)
     layers = [replace(layer_of(node, known), momentum=momentum) for node in norm_nodes(model.graph)]
     kept = {layer.name for layer in layers}
     manifest = _manifest(model)

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from onnx import GraphProto, NodeProto, TensorProto, helper, numpy_helper
+from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
 FLOATS = {TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE, TensorProto.BFLOAT16}
@@ -14,6 +14,11 @@ COMPUTED = frozenset({
     "Identity", "Cast", "Reshape", "Squeeze", "Unsqueeze", "Transpose", "Flatten", "Concat", "Expand",
     "Sqrt", "Reciprocal", "Neg", "Pow", "Add", "Sub", "Mul", "Div",
 })  # fmt: skip
+
+
+def opset_of(model: ModelProto) -> int:
+    """Return the version of ONNX's own operators that the file imports, 0 for none."""
+    return max((entry.version for entry in model.opset_import if entry.domain in {"", "ai.onnx"}), default=0)
 
 
 class Constants:
@@ -31,6 +36,11 @@ class Constants:
                 node.op_type in COMPUTED and node.domain in {"", "ai.onnx"} and all(map(self.has, node.input))
             ):
                 self._nodes |= dict.fromkeys(node.output, node)
+
+    @classmethod
+    def of(cls, model: ModelProto) -> "Constants":
+        """Return those of the main graph. A default that a caller may replace counts, as runtimes fold it."""
+        return cls(model.graph, opset_of(model), frozenset())
 
     def has(self, name: str) -> bool:
         """Whether `name` is constant; an input left out counts as one."""

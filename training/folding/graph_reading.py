@@ -30,11 +30,6 @@ class Read:
     kept: list[KeptRecord] = field(default_factory=list)
 
 
-def opset_of(model: ModelProto) -> int:
-    """Return the version of ONNX's own operators that the file uses."""
-    return max((entry.version for entry in model.opset_import if entry.domain in {"", "ai.onnx"}), default=1)
-
-
 def infer_shapes(model: ModelProto) -> ModelProto:
     """Return the model with the shapes that ONNX can infer; as it is where it cannot."""
     try:

@@ -18,8 +18,8 @@ from training.errors import NotFoldable
 from training.folding.absorb import Absorbed, absorb
 from training.folding.algebra import Array
 from training.folding.evaluation import evaluate, in_float64, random_feeds
-from training.folding.graph_constants import Constants, graphs_inside
-from training.folding.graph_reading import Read, infer_shapes, opset_of, read_graph
+from training.folding.graph_constants import Constants, graphs_inside, opset_of
+from training.folding.graph_reading import Read, infer_shapes, read_graph
 from training.folding.graph_writing import Names, Writer
 
 TOLERANCE = 1e-10  # relative; float64 rounding of a sum of 10⁵ terms stays under it, a wrong fold does not

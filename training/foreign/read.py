@@ -5,8 +5,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 from google.protobuf.message import DecodeError
-from numpy.typing import NDArray
-from onnx import external_data_helper, helper, numpy_helper
+from onnx import external_data_helper, helper
 
 from service.artifact import stored_tensors
 from training.errors import FileRefused
@@ -33,28 +32,6 @@ def load_onnx(path: Path) -> onnx.ModelProto:
         reason = str(error).strip().partition("\n")[0]
         raise FileRefused(f"{path} is not a sound ONNX file ({reason}); export the model again") from None
     return model
-
-
-def constants(model: onnx.ModelProto) -> dict[str, NDArray[np.generic]]:
-    """Return what the file itself fixes, by name: initializers and Constant nodes of the main graph, Identity followed.
-
-    An initializer that is an input too is a default that a caller may replace; it counts, as runtimes fold it.
-    """
-    found = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
-    for node in model.graph.node:
-        if node.op_type == "Constant" and node.output:
-            for attribute in node.attribute:
-                value = helper.get_attribute_value(attribute)
-                is_tensor = isinstance(value, onnx.TensorProto)
-                found[node.output[0]] = numpy_helper.to_array(value) if is_tensor else np.asarray(value)
-        elif node.op_type == "Identity" and node.input[0] in found:
-            found[node.output[0]] = found[node.input[0]]
-    return found
-
-
-def opset_of(model: onnx.ModelProto) -> int:
-    """Return the version of ONNX's own operators that the file imports."""
-    return max((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), default=0)
 
 
 def inputs_of(graph: onnx.GraphProto) -> list[onnx.ValueInfoProto]:

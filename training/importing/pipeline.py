@@ -29,9 +29,10 @@ from training.doctor.text import as_text
 from training.errors import ExportRefused
 from training.exact.convert import Material
 from training.exact.options import ExactOptions
+from training.folding.graph_constants import opset_of
 from training.folding.graphs import fold_graph
 from training.foreign.precision import in_float32
-from training.foreign.read import load_onnx, opset_of
+from training.foreign.read import load_onnx
 from training.foreign.reference import Float64
 from training.importing.images import folder_images, folder_material, synthetic_images
 from training.importing.interface import Interface, read_interface

@@ -7,7 +7,8 @@ from onnx import TensorProto, helper, numpy_helper, shape_inference
 from service.artifact import INPUT_NAME, OUTPUT_NAME
 from service.preprocessing import Preprocessing
 from training.errors import FileRefused
-from training.foreign.read import constants, inputs_of
+from training.folding.graph_constants import Constants
+from training.foreign.read import inputs_of
 from training.importing.interface import Interface
 
 BATCH = "batch"
@@ -57,15 +58,15 @@ def open_batch(model: onnx.ModelProto, interface: Interface) -> int:
     for output in graph.output:
         output.type.tensor_type.shape.dim[0].dim_param = BATCH
     del graph.value_info[:]
-    return 0 if interface.batch is None else _free_reshapes(graph, interface.batch, constants(model))
+    return 0 if interface.batch is None else _free_reshapes(graph, interface.batch, Constants.of(model))
 
 
-def _free_reshapes(graph: onnx.GraphProto, batch: int, known: dict[str, np.ndarray]) -> int:
+def _free_reshapes(graph: onnx.GraphProto, batch: int, known: Constants) -> int:
     """A target [B, 2048] becomes [−1, 2048], a target [B, −1] becomes [0, −1]: 0 copies the axis (Reshape-5)."""
     changed = 0
     for node in graph.node:
-        target = known.get(node.input[1]) if node.op_type == "Reshape" else None
-        if target is not None and target.ndim == 1 and target.size and target[0] == batch:
+        target = known.integers(node.input[1]) if node.op_type == "Reshape" else None
+        if target and target[0] == batch:
             first = 0 if -1 in target[1:] or 0 in target[1:] else -1
             name = f"{PREFIX}_target_{node.output[0]}"
             values = np.array([first, *target[1:]], np.int64)

@@ -8,8 +8,10 @@ from torch import nn
 from torch.nn import functional
 from training_support import aged, relative_difference
 
-from training.folding.modules import TOLERANCE, Folded, fold, verify
+from training.folding.modules import Folded, fold, verify
 from training.normalization import batch_norms
+
+TOLERANCE = 1e-10  # relative, in float64; a wrong fold is off by 0.01 or more
 
 
 def folded_and_compared(model: nn.Module) -> Folded:
