@@ -147,6 +147,19 @@ def encode_png(pixels: Pixels) -> bytes:
     return buffer.getvalue()
 
 
+def encode_decoded(pixels: Pixels, spec: Preprocessing) -> bytes:
+    """Return a PNG file that `decode` turns into exactly `pixels`, uint8 (*spec.size, 1 or 3).
+
+    Where the model sees a centre crop, a frame that repeats the edge lies around it, for the crop to take off.
+    """
+    if spec.resize == "exact":
+        return encode_png(pixels)
+    assert spec.resize_to is not None
+    side = spec.resize_to  # a square that is not scaled, so that no filter changes a pixel
+    left, top, right, bottom = (int(edge) for edge in _centre((side, side), spec))
+    return encode_png(np.pad(pixels, ((top, side - bottom), (left, side - right), (0, 0)), mode="edge"))
+
+
 def _open(encoded: bytes, accepted: Accepted) -> Image.Image:
     Image.MAX_IMAGE_PIXELS = None  # Pillow's own limit is for all of a process and warns first; ours follows below
     try:

@@ -21,7 +21,7 @@ from service.errors import ArtifactError
 from service.executions import float_twin
 from service.golden import Golden
 from service.manifest import Form, Manifest, Parity
-from service.preprocessing import Preprocessing, decode, encode_png
+from service.preprocessing import Preprocessing, decode, encode_decoded
 from training import card
 from training.checkpoint import write_atomically
 from training.errors import ExportRefused, UsageError
@@ -110,9 +110,9 @@ def _write_twin(path: Path, form: ExactForm | None, say: Callable[[str], None]) 
 
 
 def golden_of(images: NDArray[np.uint8], wanted: Reference, seen: Parity, spec: Preprocessing) -> Golden:
-    """Take images spread over the checked ones, as PNG files, with the unfolded model's answers."""
+    """Take images spread over the checked ones, as PNG files that decode to them, with the unfolded model's answers."""
     chosen = np.unique(np.linspace(0, len(images) - 1, GOLDEN_IMAGES).astype(int))
-    encoded = tuple(encode_png(images[index]) for index in chosen)
+    encoded = tuple(encode_decoded(images[index], spec) for index in chosen)
     pixels = np.stack([decode(image, spec) for image in encoded])
     if not np.array_equal(pixels, images[chosen]):
         raise ExportRefused("decoding changed the pixels of a golden image; nothing was written")

@@ -8,7 +8,7 @@ from PIL import Image
 from pydantic import ValidationError
 from support import encode, photo, spec_for
 
-from service.preprocessing import Preprocessing, decode
+from service.preprocessing import Preprocessing, decode, encode_decoded
 
 FILTERS = ["nearest", "box", "bilinear", "hamming", "bicubic", "lanczos"]
 
@@ -70,6 +70,21 @@ def test_a_panorama_is_cropped_before_it_is_enlarged(size):
 
     assert pixels.shape == (224, 224, 3)
     assert (pixels == (9, 90, 200)).all()
+
+
+@given(
+    size=st.tuples(st.integers(1, 24), st.integers(1, 24)),
+    room=st.integers(0, 16),
+    resize=st.sampled_from(["exact", "shorter_side"]),
+    name=st.sampled_from(FILTERS),
+    mode=st.sampled_from(["L", "RGB"]),
+)
+def test_decoded_pixels_can_be_written_as_a_file_that_decodes_to_them(size, room, resize, name, mode):
+    cropped = {"resize": resize, "resize_to": max(size) + room if resize == "shorter_side" else None}
+    spec = spec_for(mode, size, filter=name, **cropped)
+    pixels = np.random.default_rng(room).integers(0, 256, (*size, spec.channels), dtype=np.uint8)
+
+    assert np.array_equal(decode(encode_decoded(pixels, spec), spec), pixels)
 
 
 def test_an_image_of_the_right_size_keeps_its_pixels():

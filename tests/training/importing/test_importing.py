@@ -1,5 +1,6 @@
 """`foldserve import`: foreign files of every form become artifacts that answer as the originals do."""
 
+import json
 import re
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from foldserve.cli import main
 from service.artifact import Artifact
 from service.engine import choose_device, open_engine
 from service.independence.proof import prove
+from service.preprocessing import decode
 from training.errors import ExportRefused, FileRefused, UsageError
 from training.importing.pipeline import Order, import_model
 from training.importing.preprocessing import Wishes
@@ -269,3 +271,15 @@ def test_labels_come_by_line_or_as_json(tmp_path: Path, models: Path, content: s
     path.write_text(content)
     exported = import_model(Order(Graph().write(tmp_path), "it", labels=path), models, say=hush)
     assert exported.manifest.labels == ("cat", "dog", "owl", "fox")
+
+
+def test_a_model_that_sees_a_centre_crop_is_imported_with_golden_images(tmp_path: Path, models: Path, photos: Path):
+    config = {"input_size": [3, SIDE, SIDE], "crop_pct": 0.6, "interpolation": "bicubic", "mean": [0.5], "std": [0.5]}
+    (tmp_path / "cfg.json").write_text(json.dumps(config))
+    wishes = Wishes(str(tmp_path / "cfg.json"))
+    exported = import_model(Order(Graph().write(tmp_path), "it", wishes, data=photos), models, say=hush)
+    artifact = Artifact.load(exported.folder)
+    spec = artifact.manifest.preprocessing
+    assert (spec.resize, spec.resize_to) == ("shorter_side", 20)
+    decoded = np.stack([decode(encoded, spec) for encoded in artifact.golden.encoded])
+    assert np.array_equal(decoded, artifact.golden.pixels)
