@@ -110,10 +110,11 @@ def _warmth_by_looks(layers: Sequence[Layer]) -> Iterator[Finding]:
                 observed = f"momentum {momentum} would leave {max(shares.values()):.1%}, and the numbers agree"
                 yield finding("initial-statistics", observed, shares)
             return
-    uncounted = [layer for layer in usable if layer.num_batches_tracked is None and _fits(layer, 1 - MOST_INITIAL)]
-    if uncounted:
+    uncounted = [layer for layer in usable if layer.num_batches_tracked is None]
+    near = [layer for layer in uncounted if _fits(layer, 1 - MOST_INITIAL)]
+    if near and all(_allows(layer, 1 - MOST_INITIAL) for layer in uncounted):  # layers of one file warm up together
         observed = "every variance is at least 0.9 and near 1, every mean near 0, and nothing says how often it updated"
-        yield finding("initial-statistics", observed, (layer.name for layer in uncounted))
+        yield finding("initial-statistics", observed, (layer.name for layer in near))
 
 
 def _fits(layer: Layer, share: float) -> bool:
@@ -122,7 +123,13 @@ def _fits(layer: Layer, share: float) -> bool:
         return False
     near = min(NEAR, 3 * (1 - share))
     is_near = np.median(np.abs(var - 1)) <= near and np.median(np.abs(mean)) <= near
-    return bool(var.min() >= share * (1 - 1e-4) and is_near)  # 1e-4: float32 sums of thousands of updates
+    return bool(is_near) and _allows(layer, share)
+
+
+def _allows(layer: Layer, share: float) -> bool:
+    """A variance below the share cannot have it: what was seen only adds to what is left of the initial 1."""
+    var = layer.running_var
+    return var is None or bool(var.min() >= share * (1 - 1e-4))  # 1e-4: float32 sums of thousands of updates
 
 
 def _counters(subject: Subject) -> Iterator[Finding]:
