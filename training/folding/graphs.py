@@ -21,8 +21,8 @@ from training.folding.evaluation import evaluate, in_float64, random_feeds
 from training.folding.graph_constants import Constants, graphs_inside, opset_of
 from training.folding.graph_reading import Read, infer_shapes, read_graph
 from training.folding.graph_writing import Names, Writer
+from training.folding.rounding import refuse_wrong
 
-TOLERANCE = 1e-10  # relative; float64 rounding of a sum of 10⁵ terms stays under it, a wrong fold does not
 OLDEST_OPSET = 9  # older BatchNormalization may normalize each pixel, and older arithmetic broadcasts otherwise
 INPUTS_ARE_GIVEN = 4  # from this IR version on, an initializer that is also an input is a default a caller may replace
 
@@ -78,7 +78,7 @@ def fold_graph(model: ModelProto, feeds: Feeds | None = None) -> FoldedGraph:
     cannot run the file.
 
     Raises NotFoldable, with the node's name and the mend, for a BatchNormalization in training mode or with numbers
-    that cannot be, for a file older than opset 9, and where folded and unfolded differ by more than TOLERANCE.
+    that cannot be, for a file older than opset 9, and where folded and unfolded differ by more than rounding explains.
     """
     return measure(model, fold_unmeasured(model), feeds)
 
@@ -122,7 +122,7 @@ def measure(model: ModelProto, folded: FoldedGraph, feeds: Feeds | None = None) 
     """Run a model and its folded form, and return the latter with every error in its report.
 
     In float64 the folded weights are those before rounding, so what is seen there is the algebra alone.
-    Raises NotFoldable where it is off by more than TOLERANCE.
+    Raises NotFoldable where it is off by more than rounding explains.
     """
     try:
         given = random_feeds(model) if feeds is None else dict(feeds)
@@ -143,17 +143,11 @@ def measure(model: ModelProto, folded: FoldedGraph, feeds: Feeds | None = None) 
     folds = tuple(
         record.model_copy(update={"error": error}) for record, error in zip(folded.report.folds, errors, strict=True)
     )
-    _refuse_wrong(folds, end_to_end)
+    for record, name in zip(folds, folded.witnesses, strict=True):
+        if name and record.error is not None:
+            refuse_wrong(record.norm, record.error, _difference(plain[name], wanted[name]))
+    refuse_wrong("the whole network", end_to_end.float64, end_to_end.float32_unfolded)
     return replace(folded, report=FoldReport(folds, folded.report.kept, end_to_end))
-
-
-def _refuse_wrong(folds: tuple[FoldRecord, ...], end_to_end: FoldError) -> None:
-    worst = {record.norm: record.error for record in folds if record.error is not None}
-    for name, error in {**worst, "the whole network": end_to_end.float64}.items():
-        if not error <= TOLERANCE:
-            raise NotFoldable(
-                f"{name}: folded and unfolded differ by {error:.3g} relative, at most {TOLERANCE} is rounding"
-            )
 
 
 def _difference(found: NDArray[Any], wanted: NDArray[Any]) -> float:

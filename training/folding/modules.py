@@ -21,9 +21,8 @@ from training.folding.module_reading import Read, read_module
 from training.folding.module_sharing import share_again, untie
 from training.folding.module_tracing import trace
 from training.folding.network import Layer, Rescale
+from training.folding.rounding import refuse_wrong
 from training.normalization import batch_norms
-
-TOLERANCE = 1e-10  # relative; float64 rounding of a sum of 10⁵ terms stays under it, a wrong fold does not
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,16 +94,14 @@ def verify(folded: Folded, images: Tensor) -> Folded:
     Both run in float64; the error of a fold is the largest difference over the largest magnitude, right after it.
 
     Shapes: images (N, channels, height, width), as the classifier takes them.
-    Raises NotFoldable naming the layer when an error exceeds TOLERANCE.
+    Raises NotFoldable naming the layer when an error is more than rounding explains.
     """
     with_norm, without = (_answers(module, images.double()) for module in (folded.unfolded, folded.module))
+    single = _answers(copy.deepcopy(folded.unfolded).float(), images.float())
     records = []
     for (before, after), record in zip(folded.witnesses, folded.folds, strict=True):
         error = _difference(without[after], with_norm[before])
-        if not error <= TOLERANCE:
-            raise NotFoldable(
-                f"{record.norm}: folded and unfolded differ by {error:.3g} relative, at most {TOLERANCE} is rounding"
-            )
+        refuse_wrong(record.norm, error, _difference(single[before].double(), with_norm[before]))
         records.append(record.model_copy(update={"error": error}))
     return replace(folded, folds=tuple(records), end_to_end=_end_to_end(folded, images))
 

@@ -12,7 +12,8 @@ from training_support import aged, relative_difference
 
 from training.architectures import ARCHITECTURES, build
 from training.errors import NotFoldable
-from training.folding.modules import TOLERANCE, Folded, fold, verify
+from training.folding.modules import Folded, fold, verify
+from training.folding.rounding import TOLERANCE
 from training.normalization import batch_norms
 
 

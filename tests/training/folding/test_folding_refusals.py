@@ -12,7 +12,8 @@ from torch.nn.utils import parametrizations
 from training_support import aged, relative_difference
 
 from training.errors import NotFoldable
-from training.folding.modules import TOLERANCE, fold, verify
+from training.folding.modules import fold, verify
+from training.folding.rounding import TOLERANCE
 from training.normalization import batch_norms
 
 
