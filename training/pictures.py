@@ -16,8 +16,15 @@ DOTS_PER_INCH = 110
 
 def figure(title: str, *, width: float = 7.0, height: float = 4.2) -> tuple[Figure, Axes]:
     """Return a figure of inches with one empty plot that has a light grid and no box."""
+    canvas, (axes,) = panels([title], width=width, height=height)
+    return canvas, axes
+
+
+def panels(titles: Sequence[str], *, width: float, height: float) -> tuple[Figure, list[Axes]]:
+    """Return a figure of inches with empty plots side by side, which share their y axis."""
     canvas = Figure(figsize=(width, height), dpi=DOTS_PER_INCH, layout="constrained")
-    return canvas, style(canvas.add_subplot(), title)
+    plots = canvas.subplots(1, len(titles), sharey=True, squeeze=False)[0]
+    return canvas, [style(axes, title) for axes, title in zip(plots, titles, strict=True)]
 
 
 def style(axes: Axes, title: str) -> Axes:

@@ -27,6 +27,7 @@ def _register_compare(subparsers: "argparse._SubParsersAction[argparse.ArgumentP
     parser.add_argument("preset", metavar="PRESET", help=f"one of {', '.join(EXPERIMENTS)}")
     parser.add_argument("--out", type=Path, metavar="DIR", help="folder of the results [comparisons/PRESET]")
     parser.add_argument("--quick", action="store_true", help="two seeds and few images: minutes on two cores")
+    parser.add_argument("--dry-run", action="store_true", help="two steps of every variant, and write nothing")
     parser.add_argument("--seeds", type=int, metavar="N", help="seeds for each variant, from 0")
     parser.add_argument("--images", type=int, metavar="N", help="training images shown to each trial, repeats counted")
     parser.add_argument("--evaluations", type=int, metavar="N", help="looks at the test images in each trial")
@@ -72,9 +73,12 @@ def _compare(arguments: argparse.Namespace) -> int:
         raise UsageError("--set seed: the seeds run from 0; --seeds says how many")
     scale = _scale(arguments, chosen)
     prepare_arithmetic(chosen.base.with_values(changes))
-    from training.comparison.running import Plan, compare, missing
+    from training.comparison.running import Plan, compare, dry_run, missing
 
     plan = Plan(arguments.preset, chosen, variants, changes, scale)
+    if arguments.dry_run:
+        dry_run(plan, data_dir=arguments.data_dir)
+        return 0
     folder = arguments.out or COMPARISONS / arguments.preset
     print(f"{len(missing(plan, folder))} of {scale.seeds * len(variants)} trials to run; kept in {folder / 'trials'}")
     for path in compare(plan, folder, data_dir=arguments.data_dir):

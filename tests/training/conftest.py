@@ -1,11 +1,14 @@
 """Fixtures of the training tests. What is slow, a run and its artifact, is made once a session."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from training_support import one_thread, quick_export, quick_run, quick_trained
+from training_support import QUICK, one_thread, quick_export, quick_run, quick_trained
 
+from service.preprocessing import encode_png
+from training.data import load
 from training.packaging import Exported
 from training.run import Trained
 
@@ -45,3 +48,16 @@ def trained(base: Path) -> Trained:
 def exported(base: Path) -> Exported:
     """Its artifact, models/digits/1; not to be written to."""
     return quick_export(base)
+
+
+@pytest.fixture(scope="session")
+def domain_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where `negative` lies, the digits, black on white, as an image folder; not to be written to."""
+    folder = tmp_path_factory.mktemp("data")
+    digits = load(replace(QUICK, validation_images=300))
+    for part in (digits.training, digits.validation, digits.test):
+        for image, target in zip(part.images, part.targets, strict=True):
+            path = folder / "negative" / str(target)
+            path.mkdir(parents=True, exist_ok=True)
+            (path / f"{len(list(path.iterdir()))}.png").write_bytes(encode_png(255 - image))
+    return folder

@@ -11,9 +11,7 @@ from training_support import QUICK, hush
 from foldserve.cli import main
 from service.artifact import Artifact
 from service.engine import choose_device, open_engine
-from service.preprocessing import encode_png
 from training.batches import SHARED_MIXED, plan
-from training.data import load
 from training.run import load_run, train
 
 CONFIG = replace(
@@ -23,22 +21,9 @@ CONFIG = replace(
 
 
 @pytest.fixture(scope="module")
-def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The digits, black on white, as an image folder."""
-    folder = tmp_path_factory.mktemp("data")
-    digits = load(replace(CONFIG, dataset="digits", domains="union", limit_images=0))
-    for part in (digits.training, digits.validation, digits.test):
-        for image, target in zip(part.images, part.targets, strict=True):
-            path = folder / "negative" / str(target)
-            path.mkdir(parents=True, exist_ok=True)
-            (path / f"{len(list(path.iterdir()))}.png").write_bytes(encode_png(255 - image))
-    return folder
-
-
-@pytest.fixture(scope="module")
-def run(data_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def run(domain_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("runs") / "separate"
-    train(CONFIG, folder, data_dir=data_dir, say=hush)
+    train(CONFIG, folder, data_dir=domain_data, say=hush)
     return folder
 
 
@@ -58,18 +43,20 @@ def test_each_domain_gives_as_many_images_and_batches_are_mixed_or_pure(way: str
 
 
 @pytest.mark.parametrize("way", ["union", "batches"])
-def test_shared_batchnorm_gives_one_result_over_both_domains(tmp_path: Path, data_dir: Path, way: str):
-    result = train(replace(CONFIG, domains=way, epochs=1), tmp_path / "run", data_dir=data_dir, say=hush)
+def test_shared_batchnorm_gives_one_result_over_both_domains(tmp_path: Path, domain_data: Path, way: str):
+    result = train(replace(CONFIG, domains=way, epochs=1), tmp_path / "run", data_dir=domain_data, say=hush)
     assert set(result["domains"]) == {"digits", "negative"}
-    assert load_run(tmp_path / "run", data_dir).by_domain() == {}
+    assert load_run(tmp_path / "run", domain_data).by_domain() == {}
 
 
-def test_a_separate_run_is_exported_as_one_folded_artifact_a_domain(tmp_path: Path, data_dir: Path, run: Path, capsys):
+def test_a_separate_run_is_exported_as_one_folded_artifact_a_domain(
+    tmp_path: Path, domain_data: Path, run: Path, capsys
+):
     models = tmp_path / "models"
-    code = main(["export", str(run), "--name", "ours", "--models", str(models), "--data-dir", str(data_dir)])
+    code = main(["export", str(run), "--name", "ours", "--models", str(models), "--data-dir", str(domain_data)])
     assert code == 0
     assert sorted(path.name for path in models.iterdir()) == ["ours-digits", "ours-negative"]
-    trained = load_run(run, data_dir)
+    trained = load_run(run, domain_data)
     results = json.loads((run / "result.json").read_text())
     for domain in trained.dataset.domains:
         artifact = Artifact.load(models / f"ours-{domain}" / "1")

@@ -10,25 +10,28 @@ from matplotlib.ticker import FuncFormatter, NullLocator
 from numpy.typing import ArrayLike, NDArray
 
 from training.comparison.experiments import Experiment, Variant
-from training.comparison.results import TARGETS
+from training.comparison.results import TARGETS, domain_names
 from training.comparison.trial import Trial
-from training.pictures import COLOURS, MARKERS, band, figure, legend, percent, png
+from training.pictures import COLOURS, MARKERS, band, figure, legend, panels, percent, png
 
 Trials = Mapping[str, Sequence[Trial]]
 
 
 def draw_curves(experiment: Experiment, variants: Sequence[Variant], trials: Trials, *, over: str) -> bytes:
-    """Return a PNG of test accuracy over `step` or `seconds`, mean and one deviation; errors are on a log scale.
+    """Return a PNG of test accuracy over `step` or `seconds`, mean and one deviation; a plot for each domain.
 
-    On a scale of errors 98 % and 99 % are as far apart as 90 % and 95 %, so that both ends of a run can be read.
+    Errors are on a log scale: there 98 % and 99 % are as far apart as 90 % and 95 %, so both ends of a run can be read.
     """
-    canvas, axes = figure(experiment.title)
-    for index, variant in enumerate(variants):
-        _curve(axes, variant, trials[variant.name], over, COLOURS[index % len(COLOURS)])
-    _error_scale(axes)
-    axes.set_xlabel("training steps" if over == "step" else "seconds of training")
-    axes.set_ylabel("test accuracy")
-    legend(axes, entries=len(variants))
+    domains = domain_names(trials)
+    titles = [f"{experiment.title}: {domain}" for domain in domains] or [experiment.title]
+    canvas, plots = panels(titles, width=7.0 if len(titles) == 1 else 5.6 * len(titles), height=4.2)
+    for axes, domain in zip(plots, domains or [""], strict=True):
+        for index, variant in enumerate(variants):
+            _curve(axes, variant, trials[variant.name], over, COLOURS[index % len(COLOURS)], domain)
+        _error_scale(axes)
+        axes.set_xlabel("training steps" if over == "step" else "seconds of training")
+    plots[0].set_ylabel("test accuracy")
+    legend(plots[-1], entries=len(variants))
     return png(canvas)
 
 
@@ -71,15 +74,16 @@ def _is_about_correction(variants: Sequence[Variant]) -> bool:
     return all("bn_momentum" in variant.values for variant in variants)
 
 
-def _curve(axes: Axes, variant: Variant, trials: Sequence[Trial], over: str, colour: str) -> None:
+def _curve(axes: Axes, variant: Variant, trials: Sequence[Trial], over: str, colour: str, domain: str) -> None:
     looks = list(zip(*(trial.looks for trial in trials), strict=False))  # to the shortest: one may have diverged
     places = [fmean(getattr(look, over) for look in same) for same in looks]
-    means = [fmean(look.accuracy for look in same) for same in looks]
-    deviations = [stdev([look.accuracy for look in same]) if len(same) > 1 else 0.0 for same in looks]
+    accuracies = [[look.domains[domain] if domain else look.accuracy for look in same] for same in looks]
+    means = [fmean(same) for same in accuracies]
+    deviations = [stdev(same) if len(same) > 1 else 0.0 for same in accuracies]
     axes.plot(places, means, color=colour, linewidth=2, label=variant.series or variant.name)
     band(axes, places, means, deviations, colour)
     corrected = [fmean(look.corrected for look in same) for same in looks]
-    if max(abs(one - other) for one, other in zip(corrected, means, strict=True)) > 0.005:
+    if not domain and max(abs(one - other) for one, other in zip(corrected, means, strict=True)) > 0.005:
         axes.plot(places, corrected, color=colour, linewidth=1.5, linestyle=":", label="  its statistics corrected")
 
 

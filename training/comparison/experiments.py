@@ -7,6 +7,7 @@ from typing import Any, Literal
 from service.errors import nearest
 from training.config import TrainConfig
 from training.errors import UsageError
+from training.presets import preset
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +77,11 @@ PUBLISHED = TrainConfig(
     bn_momentum=0.05,
 )
 NORMS = {"batch": "BatchNorm", "layer": "LayerNorm", "group": "GroupNorm", "none": "no norm"}
+WAYS = {
+    "union": "mixed batches, one BatchNorm",
+    "batches": "a batch from one domain, one BatchNorm",
+    "separate": "a batch from one domain, a BatchNorm for each",
+}
 BATCH_SIZES = (2, 4, 8, 16, 32, 64, 128, 256, 512)
 RATES = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
 DECAYS = (0.9, 0.95, 0.98, 0.99, 0.995, 0.998, 0.999)
@@ -164,6 +170,14 @@ EXPERIMENTS = {
         PLAIN,
         _inputs(),
         Scale(seeds=5, images=120_000, evaluations=30),
+    ),
+    "domains": Experiment(
+        "Two domains, one network, three ways",
+        "What becomes of BatchNorm where each batch is of one domain, and does a BatchNorm for each mend it?",
+        preset("domains-union"),
+        tuple(Variant(way, {"domains": way}, words) for way, words in WAYS.items()),
+        Scale(seeds=5, images=12 * 46 * 64, evaluations=12),  # 12 epochs, a look after each
+        Scale(seeds=2, images=12_000, evaluations=8, test_images=1_000),
     ),
 }
 

@@ -4,7 +4,7 @@ import hashlib
 import json
 import re
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -79,6 +79,16 @@ def final_accuracy(trials: Sequence[Trial], *, corrected: bool = False) -> Sprea
     """Return the accuracy at the end."""
     values = [trial.final.corrected if corrected else trial.final.accuracy for trial in trials]
     return _spread(values, len(trials))
+
+
+def final_accuracy_of(domain: str, trials: Sequence[Trial]) -> Spread:
+    """Return the accuracy at the end on one domain's test images."""
+    return _spread([trial.final.domains[domain] for trial in trials], len(trials))
+
+
+def domain_names(trials: Mapping[str, Sequence[Trial]]) -> list[str]:
+    """Return the domains that the trials were looked at apart in; none where there is one alone."""
+    return list(next((trial.final.domains for same in trials.values() for trial in same), {}))
 
 
 def _first(target: float, trials: Sequence[Trial]) -> list[Look]:

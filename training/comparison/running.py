@@ -1,5 +1,6 @@
 """Leads a comparison: every variant over every seed, what is kept is not run again, then pictures and page."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,9 @@ from training.comparison.telling import tell
 from training.comparison.trial import Trial, run_trial
 from training.config import TrainConfig
 from training.data import Dataset, load
+from training.trial import DRY_STEPS
+
+DRY_TEST_IMAGES = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +52,23 @@ def compare(
             say(f"{number}/{len(configs)}  {_words(trial)}")
         trials[variant.name].append(trial)
     return tell(plan.name, plan.experiment, plan.variants, trials, plan.scale, folder)
+
+
+def dry_run(plan: Plan, *, data_dir: Path | None = None, say: Callable[[str], None] = print) -> None:
+    """Take two steps of every variant, look once, and say what the comparison would be. Writes nothing.
+
+    Raises as `compare` would.
+    """
+    configs = [(variant.name, plan.config(variant, seed=0)) for variant in plan.variants]
+    dataset = load(configs[0][1], data_dir)
+    for name, config in configs:
+        run_trial(name, config, dataset, Scale(1, DRY_STEPS * config.batch_size, 1, DRY_TEST_IMAGES))
+    steps = sorted(math.ceil(plan.scale.images / config.batch_size) for _, config in configs)
+    lengths = f"{steps[0]:,}" if steps[0] == steps[-1] else f"{steps[0]:,} to {steps[-1]:,}"
+    say(
+        f"dry run: {DRY_STEPS} steps and a look passed in each of {len(configs)} variants; the comparison takes "
+        f"{plan.scale.seeds * len(configs)} trials of {lengths} steps"
+    )
 
 
 def missing(plan: Plan, folder: Path) -> Sequence[Path]:

@@ -9,7 +9,14 @@ from pathlib import Path
 from training.checkpoint import write_atomically
 from training.comparison.drawing import draw_curves, draw_sweep
 from training.comparison.experiments import Experiment, Scale, Variant
-from training.comparison.results import TARGETS, final_accuracy, seconds_to, steps_to
+from training.comparison.results import (
+    TARGETS,
+    domain_names,
+    final_accuracy,
+    final_accuracy_of,
+    seconds_to,
+    steps_to,
+)
 from training.comparison.trial import Trial
 from training.page import Picture, Section, Table, build_page
 
@@ -51,7 +58,8 @@ def tell(
 def summary(experiment: Experiment, variants: Sequence[Variant], trials: Mapping[str, Sequence[Trial]]) -> Table:
     """Return what came of each variant: final accuracy, and for curves the way to the targets."""
     is_warming = any(look.corrected != look.accuracy for same in trials.values() for one in same for look in one.looks)
-    head = ["variant", "test accuracy"] + (["with corrected statistics"] if is_warming else [])
+    domains = domain_names(trials)
+    head = ["variant", "test accuracy", *domains] + (["with corrected statistics"] if is_warming else [])
     if experiment.kind == "curves":
         head += [f"{what} to {target:.0%}" for target in TARGETS for what in ("steps", "seconds")]
     rows = [_row(variant.name, trials[variant.name], experiment, is_warming=is_warming) for variant in variants]
@@ -60,6 +68,7 @@ def summary(experiment: Experiment, variants: Sequence[Variant], trials: Mapping
 
 def _row(name: str, trials: Sequence[Trial], experiment: Experiment, *, is_warming: bool) -> list[str]:
     row = [name, final_accuracy(trials).words("{:.2f} %", 100)]
+    row += [final_accuracy_of(domain, trials).words("{:.2f} %", 100) for domain in domain_names({name: trials})]
     if is_warming:
         row.append(final_accuracy(trials, corrected=True).words("{:.2f} %", 100))
     if experiment.kind == "curves":
@@ -86,11 +95,11 @@ def _settings(experiment: Experiment) -> Table:
 def _csv(trials: Mapping[str, Sequence[Trial]]) -> bytes:
     text = io.StringIO(newline="")
     writer = csv.writer(text)
-    writer.writerow(["variant", "seed", "step", "seconds", "accuracy", "corrected", "diverged"])
+    domains = domain_names(trials)
+    writer.writerow(["variant", "seed", "step", "seconds", "accuracy", "corrected", "diverged", *domains])
     for same in trials.values():
         for trial in same:
             for look in trial.looks:
-                writer.writerow(
-                    [trial.variant, trial.seed, look.step, look.seconds, look.accuracy, look.corrected, trial.diverged]
-                )
+                row = [trial.variant, trial.seed, look.step, look.seconds, look.accuracy, look.corrected]
+                writer.writerow([*row, trial.diverged, *(look.domains[domain] for domain in domains)])
     return text.getvalue().encode()

@@ -1,32 +1,38 @@
 """One variant with one seed: trained for a number of steps by the ordinary loop, looked at in between."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from itertools import count
+from statistics import fmean
 from time import perf_counter
 
 import torch
-from torch import nn
 
+from training.batches import Batches, epoch_steps
 from training.comparison.experiments import Scale
 from training.config import TrainConfig
-from training.data import Dataset, hold_out
+from training.data import Dataset, Split, limited
 from training.errors import RunError
-from training.loop import Batches, Normalize, Progress, choose_device, evaluate, train_epoch
+from training.learner import Learner
+from training.loop import Progress, Tally, choose_device, continue_epoch, evaluate
 from training.normalization import batch_norms, initial_share
+from training.normalization.domains import active
 from training.normalization.running import correction
-from training.optimization import build_optimizer
-from training.run import build_network, pixel_statistics
+from training.run import prepare
 
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """The test accuracy, 0 to 1, after a step; `corrected` is without the running statistics' start; seconds train."""
+    """The test accuracy, 0 to 1, after a step; `corrected` is without the running statistics' start; seconds train.
+
+    Of several domains it is the mean of theirs, which `domains` holds by name: the larger counts no more.
+    """
 
     step: int
     seconds: float
     accuracy: float
     corrected: float
+    domains: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,25 +57,26 @@ class _EnoughSteps(Exception):
 
 def run_trial(variant: str, config: TrainConfig, dataset: Dataset, scale: Scale) -> Trial:
     """Train one variant from scratch on `scale.images` images and look at the test set now and again."""
-    device = choose_device(config.device)
-    torch.manual_seed(config.seed)
-    pixels = pixel_statistics(dataset, standardise=config.standardise)
-    model = nn.Sequential(Normalize(pixels.mean, pixels.std), build_network(config, dataset))
-    model.to(device, torch.float32, memory_format=torch.channels_last)  # type: ignore[call-overload] # not in the stubs
-    test = dataset.test
-    if scale.test_images < len(test):
-        _, test = hold_out(test, scale.test_images, seed=0)
-    watch = _Watch(model, Batches.on(device, test), math.ceil(scale.images / config.batch_size), scale.evaluations)
-    diverged = _train(model, Batches.on(device, dataset.training), config, watch)
+    learner, training, _ = prepare(config, dataset, choose_device(config.device))
+    tests = {name: Batches.on(learner.device, part) for name, part in _test_parts(dataset, scale.test_images).items()}
+    steps = math.ceil(scale.images / config.batch_size)
+    learner.config = replace(config, epochs=math.ceil(steps / epoch_steps(training, config)))  # schedules end with it
+    watch = _Watch(learner, tests, steps, scale.evaluations)
+    diverged = _train(learner, training, watch)
     return Trial(variant, config.seed, watch.step, tuple(watch.looks), diverged)
 
 
-def _train(model: nn.Module, training: Batches, config: TrainConfig, watch: "_Watch") -> bool:
-    optimizer = build_optimizer(config, model)
+def _test_parts(dataset: Dataset, most: int) -> dict[str, Split]:
+    """Return at most so many test images of each domain, stratified; under the set's name where it has no domains."""
+    parts = {name: dataset.of_domain(name).test for name in dataset.domains} or {dataset.name: dataset.test}
+    return {name: limited(part, most, seed=0) for name, part in parts.items()}
+
+
+def _train(learner: Learner, training: Batches, watch: "_Watch") -> bool:
     watch.start()
     try:
         for epoch in count(1):
-            train_epoch(model, training, optimizer, config, epoch, watch)
+            continue_epoch(learner, training, epoch, Tally(), watch)
     except _EnoughSteps:
         return False
     except RunError:
@@ -80,10 +87,10 @@ def _train(model: nn.Module, training: Batches, config: TrainConfig, watch: "_Wa
 class _Watch:
     """Counts steps, looks where it is due, and keeps the clock of training alone."""
 
-    def __init__(self, model: nn.Module, test: Batches, steps: int, evaluations: int) -> None:
+    def __init__(self, learner: Learner, tests: dict[str, Batches], steps: int, evaluations: int) -> None:
         self.looks: list[Look] = []
         self.step = 0
-        self._model, self._test, self._steps = model, test, steps
+        self._model, self._tests, self._steps = learner.model, tests, steps
         self._due = {math.ceil(steps * (one + 1) / evaluations) for one in range(evaluations)}
         self._seconds, self._since = 0.0, 0.0
 
@@ -100,12 +107,21 @@ class _Watch:
     def look(self) -> None:
         self._seconds += perf_counter() - self._since
         was_training = self._model.training
-        accuracy = evaluate(self._model, self._test).accuracy
+        scores = self._scores()
         with correction(self._model, is_on=True):
-            corrected = evaluate(self._model, self._test).accuracy if self._is_warming() else accuracy
+            corrected = self._scores() if self._is_warming() else scores
         self._model.train(was_training)
-        self.looks.append(Look(self.step, round(self._seconds, 3), accuracy, corrected))
+        domains = scores if len(scores) > 1 else {}
+        seconds = round(self._seconds, 3)
+        self.looks.append(Look(self.step, seconds, fmean(scores.values()), fmean(corrected.values()), domains))
         self._since = perf_counter()
+
+    def _scores(self) -> dict[str, float]:
+        found = {}
+        for domain, batches in self._tests.items():
+            with active(self._model, domain):
+                found[domain] = evaluate(self._model, batches).accuracy
+        return found
 
     def _is_warming(self) -> bool:
         """True while more than a float32's rounding of the initial statistics is left anywhere."""

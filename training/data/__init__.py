@@ -6,7 +6,7 @@ looked at once, at the end. Readers by format: `idx`, `cifar`, `svhn`, `folders`
 
 from training.data.idx import IDX_SOURCES, IdxSource, find_idx, read_idx
 from training.data.loading import dataset_names, load
-from training.data.parts import Dataset, Split, hold_out
+from training.data.parts import Dataset, Split, hold_out, limited
 
 __all__ = [
     "IDX_SOURCES",
@@ -16,6 +16,7 @@ __all__ = [
     "dataset_names",
     "find_idx",
     "hold_out",
+    "limited",
     "load",
     "read_idx",
 ]

@@ -19,6 +19,10 @@ TINY = [
     "--set", "dataset=digits", "--set", "validation_images=200", "--set", "batch_size=32", "--set", "device=cpu",
     "--seeds", "2", "--images", "128", "--evaluations", "2", "--test-images", "100",
 ]  # fmt: skip
+DOMAINS = [
+    "--set", "dataset=digits+folder:negative", "--set", "size=8", "--set", "mode=L", "--set", "validation_images=200",
+    "--set", "workers=0", "--set", "device=cpu",
+]  # fmt: skip
 
 
 def compare(*arguments: object) -> int:
@@ -91,6 +95,41 @@ def test_a_sweep_is_drawn_over_what_was_varied(tmp_path: Path):
     assert compare("decay", *TINY, *scale, *variants, "--out", tmp_path) == 0
     assert {path.name for path in tmp_path.iterdir()} == {"trials", "comparison.csv", "decay.png", "decay.html"}
     assert "with corrected statistics" in (tmp_path / "decay.html").read_text()
+
+
+def test_of_two_domains_each_is_looked_at_apart(tmp_path: Path, domain_data: Path):
+    scale = ["--seeds", 1, "--images", 256, "--evaluations", 2, "--test-images", 50]
+    code = compare("domains", *DOMAINS, *scale, "--data-dir", domain_data, "--out", tmp_path)
+    assert code == 0
+    rows = list(csv.DictReader((tmp_path / "comparison.csv").read_text().splitlines()))
+    assert [row["variant"] for row in rows] == ["union"] * 2 + ["batches"] * 2 + ["separate"] * 2
+    for row in rows:
+        of_domains = [float(row["digits"]), float(row["negative"])]
+        assert float(row["accuracy"]) == pytest.approx(sum(of_domains) / 2)
+        assert all((50 * one) % 1 == pytest.approx(0, abs=1e-9) for one in of_domains), "50 images of each"
+    page = (tmp_path / "domains.html").read_text()
+    assert re.search("<th>digits</th><th>negative</th>", page)
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_every_preset_trains_each_of_its_variants_in_a_dry_run(
+    name: str, tmp_path: Path, domain_data: Path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    changes = DOMAINS if name == "domains" else TINY[:4]
+    code = compare(name, *changes, "--set", "device=cpu", "--data-dir", domain_data, "--quick", "--dry-run")
+    assert code == 0
+    chosen = EXPERIMENTS[name]
+    assert f"takes {chosen.quick.seeds * len(chosen.variants)} trials of " in capsys.readouterr().out
+    assert list(tmp_path.iterdir()) == [], "nothing is written"
+
+
+def test_a_schedule_ends_with_its_trial_however_many_epochs_that_is(tmp_path: Path):
+    longer = ["--seeds", 1, "--images", 1237 * 8, "--evaluations", 1, "--set", "schedule=linear"]
+    assert EXPERIMENTS["norms"].base.epochs == 1, "of the schedule that is not the trial's own"
+    assert compare("norms", *TINY, *longer, "--variant", "batch", "--out", tmp_path) == 0
+    (trial,) = (json.loads(path.read_text()) for path in (tmp_path / "trials").iterdir())
+    assert trial["looks"][-1]["accuracy"] > 0.9, "past its end a linear schedule would go below 0 and unlearn"
 
 
 @pytest.mark.parametrize(
