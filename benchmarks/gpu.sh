@@ -21,14 +21,9 @@ nvidia-smi --query-gpu=name,driver_version --format=csv,noheader || { echo "no N
 step "digits train on CUDA in bfloat16" "$PYTHON" -m foldserve train digits --set device=cuda --overwrite --out "$OUT/digits"
 step "a run from CUDA exports, folds exactly and passes parity on the CPU" \
     "$PYTHON" -m foldserve export "$OUT/digits" --name digits --models "$OUT/models"
-if [ -n "${FOLDSERVE_DATA:-}" ]; then
-    for seed in 0 1 2; do
-        step "MNIST trains on CUDA, seed $seed" "$PYTHON" -m foldserve train mnist \
-            --set device=cuda --set "seed=$seed" --overwrite --out "$OUT/mnist-$seed"
-    done
-else
-    skipped+=("MNIST on CUDA: FOLDSERVE_DATA names no folder")
-fi
+[ -n "${FOLDSERVE_DATA:-}" ] || skipped+=("MNIST and Fashion-MNIST on CUDA: FOLDSERVE_DATA names no folder")
+step "training on CUDA: share of a bare loop, ResNet-50 too; MNIST and Fashion-MNIST over five seeds" \
+    "$PYTHON" benchmarks/training.py --device cuda --seeds 5
 if "$PYTHON" -c 'import onnxruntime, sys; sys.exit("CUDAExecutionProvider" not in onnxruntime.get_available_providers())'; then
     step "the committed model gives its golden answers on CUDA" "$PYTHON" - <<'PYTHON'
 from pathlib import Path
