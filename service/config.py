@@ -95,8 +95,15 @@ class Settings(BaseSettings):
         30.0, gt=0, description="a worker that is silent for so long is killed and replaced, seconds"
     )
     max_connections: int = Field(
-        0, ge=0, description="connections that a process holds [0: what its limit of open files allows]"
+        0,
+        ge=0,
+        description="connections that a process holds, more are answered 503 [0: what its limit of open files allows]",
     )
+    max_head_bytes: int = Field(
+        32 * 2**10, ge=1024, description="largest head of a request: its line and its headers, bytes"
+    )
+    head_timeout_s: float = Field(10.0, gt=0, description="time a request's head may take to arrive, seconds")
+    keep_alive_s: float = Field(5.0, ge=0, description="how long a connection is kept without a request, seconds")
     max_body_bytes: int = Field(20 * 2**20, ge=1, description="largest request body, bytes")
     max_bytes_in_flight: int = Field(
         256 * 2**20, ge=1, description="bodies that arrive or wait for their answer, all together, bytes"

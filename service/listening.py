@@ -1,15 +1,19 @@
 """A listening socket, and an acceptor that never takes more connections than there is room for.
 
-Connections without room wait in the kernel's backlog, so that running out of file descriptors delays callers and
-breaks nothing. Knows no HTTP.
+Beyond the limit connections are told so and closed. Where nobody can take one for the moment they wait in the kernel's
+backlog, so that running out of file descriptors delays callers and breaks nothing. Knows no HTTP.
 """
 
 import asyncio
+import contextlib
 import errno
 import logging
+import math
 import resource
 import socket
+import time
 from collections.abc import Callable
+from typing import Literal
 
 from service.config import Settings
 from service.errors import AddressUnavailable
@@ -18,8 +22,13 @@ BACKLOG = 2048  # the kernel caps it; overload is answered by the queue, not by 
 PAUSE_S = 0.05  # how long nothing is accepted after the system refused a descriptor
 AT_ONCE = 64  # connections taken in one turn of the event loop
 RESERVED_FILES = 128  # descriptors for models, logs, pipes and the runtime's own
+MOST_REFUSED = 32  # connections that are being told that there is no room; they too cost a descriptor each
+LINGER_S = 1.0  # how long one is read that was refused, so that its sender gets to read why (RFC 9112, section 9.6)
+TELL_EVERY_S = 10.0
 MANY_FILES = 2**20  # where the system sets no limit
 EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+
+Room = Literal["room", "wait", "full"]
 
 logger = logging.getLogger(__name__)
 
@@ -56,15 +65,23 @@ def connections_possible(wanted: int) -> int:
 class Acceptor:
     """Accepts connections on the running event loop while there is room, and hands each on.
 
+    `room` says whether there is any; where it is "full", a connection gets the bytes of `refusal` and is closed.
     `deliver` returns False where it could not take the connection; it is then closed.
     """
 
     def __init__(
-        self, listener: socket.socket, has_room: Callable[[], bool], deliver: Callable[[socket.socket], bool]
+        self,
+        listener: socket.socket,
+        room: Callable[[], Room],
+        deliver: Callable[[socket.socket], bool],
+        refusal: bytes,
     ) -> None:
         self._listener = listener
-        self._has_room = has_room
+        self._room = room
         self._deliver = deliver
+        self._refusal = refusal
+        self._refusing: set[asyncio.Task[None]] = set()
+        self._told_at = -math.inf
         self._loop = asyncio.get_running_loop()
         self._is_open = False
         self._is_paused = True
@@ -96,15 +113,30 @@ class Acceptor:
 
     def _accept(self) -> None:
         for _ in range(AT_ONCE):
-            if not self._has_room():
+            room = self._room()
+            if room == "wait" or (room == "full" and len(self._refusing) >= MOST_REFUSED):
                 self._pause()
                 return
             connection = self._next()
             if connection is None:
                 return
             connection.setblocking(False)
-            if not self._deliver(connection):
+            if room == "full":
+                self._refuse(connection)
+            elif not self._deliver(connection):
                 connection.close()
+
+    def _refuse(self, connection: socket.socket) -> None:
+        if time.monotonic() - self._told_at > TELL_EVERY_S:
+            self._told_at = time.monotonic()
+            logger.warning("max_connections are open; more are refused")
+        task = self._loop.create_task(_tell(connection, self._refusal))
+        self._refusing.add(task)
+        task.add_done_callback(self._refused)
+
+    def _refused(self, task: asyncio.Task[None]) -> None:
+        self._refusing.discard(task)
+        self.resume()
 
     def _next(self) -> socket.socket | None:
         try:
@@ -115,3 +147,13 @@ class Acceptor:
                 self._pause()
                 self._loop.call_later(PAUSE_S, self.resume)
             return None  # nobody waits, or whoever did has gone
+
+
+async def _tell(connection: socket.socket, refusal: bytes) -> None:
+    loop = asyncio.get_running_loop()
+    with connection, contextlib.suppress(OSError, TimeoutError):
+        async with asyncio.timeout(LINGER_S):
+            await loop.sock_sendall(connection, refusal)
+            connection.shutdown(socket.SHUT_WR)
+            while await loop.sock_recv(connection, 2**16):
+                pass

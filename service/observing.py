@@ -13,6 +13,7 @@ from service.logs import FIELDS, REQUEST, RequestNames
 from service.metrics import Metrics
 from service.tracing import Tracing
 
+UNMATCHED = "unmatched"  # the route of what no route is for
 REASON = "foldserve.reason"  # in the scope: the name of the problem that is the answer
 REQUEST_ID = re.compile(rb"[A-Za-z0-9._:/+=@-]{1,128}")
 TRACE_PARENT = re.compile(rb"(?!ff)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}(-.*)?")
@@ -90,7 +91,7 @@ def _never(_: int) -> bool:
 
 def route_of(scope: Scope) -> str:
     """Return the route's pattern, never the path that was sent, which may hold anything."""
-    return str(getattr(scope.get("route"), "path", "unmatched"))
+    return str(getattr(scope.get("route"), "path", UNMATCHED))
 
 
 def names_of(headers: list[tuple[bytes, bytes]]) -> RequestNames:

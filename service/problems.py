@@ -1,5 +1,6 @@
 """The one map from errors to HTTP: RFC 9457 problem documents with stable types."""
 
+import json
 import re
 from http import HTTPStatus
 from typing import Any
@@ -36,17 +37,25 @@ TITLE = {
     403: "Not permitted",
     404: "Not found",
     405: "Method not allowed",
-    408: "Body too slow",
+    408: "Request too slow",
     409: "Conflict",
     412: "Answer unchanged",
     413: "Too large",
     415: "Format not accepted",
     422: "Image cannot be decoded",
     429: "Queue full",
+    431: "Request head too large",
     499: "Caller gone",
     500: "Inference failed",
     503: "Not ready",
     504: "Deadline exceeded",
+}
+# Kinds that are no ServiceError: they are found before a request reaches an endpoint.
+ELSEWHERE = {
+    405: {"method-not-allowed": "GET is not possible at /predict"},
+    408: {"head-too-slow": "the head did not arrive within 10 s"},
+    431: {"head-too-large": "the head has over 32768 bytes; send fewer or shorter headers"},
+    503: {"too-many-connections": "as many connections are open as may be; ask again"},
 }
 
 
@@ -58,7 +67,7 @@ def slug(error: ServiceError) -> str:
 def examples(status: int) -> dict[str, Any]:
     """Return a problem document of each kind with this status, by name, as an API document shows them."""
     kinds = {_slug(kind): str(kind.__doc__) for kind, code in STATUS.items() if code == status}
-    kinds |= {405: {"method-not-allowed": "GET is not possible at /predict"}}.get(status, {})
+    kinds |= ELSEWHERE.get(status, {})
     return {name: {"value": document_of(status, name, text.splitlines()[0])} for name, text in kinds.items()}
 
 
@@ -82,7 +91,21 @@ def problem(error: ServiceError) -> dict[str, Any]:
     return document
 
 
+def as_http(status: int, name: str, detail: str, **headers: str) -> bytes:
+    """Return a whole HTTP/1.1 answer that closes its connection: for where no application is reached."""
+    content = json.dumps(document_of(status, name, detail), ensure_ascii=False).encode()
+    top = {"content-type": MEDIA_TYPE, "content-length": str(len(content)), "connection": "close", **headers}
+    lines = [f"HTTP/1.1 {status} {HTTPStatus(status).phrase}", *(f"{key}: {value}" for key, value in top.items())]
+    return "\r\n".join([*lines, "", ""]).encode() + content
+
+
 def document_of(status: int, name: str, detail: str) -> dict[str, Any]:
     """Return a problem document; `name` is the last part of its type."""
     title = TITLE.get(status) or HTTPStatus(status).phrase
     return {"type": TYPE_PREFIX + name, "title": title, "status": status, "detail": detail}
+
+
+# To connections beyond `max_connections`, before a byte of them is read.
+NO_ROOM = as_http(
+    503, "too-many-connections", "as many connections are open as may be; ask again", **{"retry-after": "1"}
+)

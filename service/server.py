@@ -10,7 +10,8 @@ import uvloop
 
 from service.config import Settings
 from service.crew import Alone
-from service.listening import Acceptor, connections_possible, listen
+from service.listening import Acceptor, Room, connections_possible, listen
+from service.problems import NO_ROOM
 from service.serving import Serving
 
 logger = logging.getLogger(__name__)
@@ -44,7 +45,7 @@ class OneProcess:
         self._settings = settings
         self._most = connections_possible(settings.max_connections)
         self._serving = Serving(settings, Alone(), self._closed)
-        self._acceptor = Acceptor(listener, self._has_room, self._serving.http.take)
+        self._acceptor = Acceptor(listener, self._room, self._serving.http.take, NO_ROOM)
 
     async def run(self) -> None:
         """Serve to the end. Raises what ended the service for good."""
@@ -55,8 +56,8 @@ class OneProcess:
         finally:
             self._acceptor.close()
 
-    def _has_room(self) -> bool:
-        return self._serving.http.connections < self._most
+    def _room(self) -> Room:
+        return "room" if self._serving.http.connections < self._most else "full"
 
     def _closed(self) -> None:
         self._acceptor.resume()

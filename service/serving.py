@@ -12,20 +12,20 @@ import math
 import os
 import socket
 from collections.abc import Callable, Generator
-from typing import Any
 
 import uvicorn
 from fastapi import FastAPI
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from service.app import create_app
 from service.config import Settings
+from service.connection import Connection
 from service.crew import Crew
 from service.inference import Service
+from service.metrics import Metrics
+from service.observing import UNMATCHED
 
 M_MMAP_THRESHOLD = -3  # mallopt(3)
 MMAP_THRESHOLD_BYTES = 2**20
-FIRST_REQUEST_S = 0.5  # what a new connection gets to send its request in when the process is about to end
 
 
 class Serving:
@@ -73,19 +73,22 @@ class HttpServer(uvicorn.Server):
         super().__init__(
             uvicorn.Config(
                 app,
-                http=HttpToolsProtocol,
+                http=Connection,
                 ws="none",
                 proxy_headers=False,  # nobody asks who the client is
                 lifespan="on",
                 log_config=None,
                 access_log=False,
                 server_header=False,
+                timeout_keep_alive=settings.keep_alive_s,  # type: ignore[arg-type] # it says int, and means seconds
                 timeout_graceful_shutdown=math.ceil(settings.drain_timeout_s),
             )
         )
         self.closing = 0  # so many answers close their connection
         self.is_retiring = False  # and now all do
         self.on_up: Callable[[], None] = lambda: None
+        self.max_head_bytes, self.head_timeout_s = settings.max_head_bytes, settings.head_timeout_s
+        self._metrics: Metrics = app.state.service.metrics
         self._on_closed = on_closed
         self._opening: set[asyncio.Task[None]] = set()
 
@@ -118,38 +121,19 @@ class HttpServer(uvicorn.Server):
             connection.close()
             self._on_closed()
 
-    def _protocol(self) -> "_Connection":
-        return _Connection(self, self.lifespan.state, self._on_closed)
+    def _protocol(self) -> Connection:
+        return Connection(self, self.lifespan.state, self._on_closed)
 
+    def closes_next(self) -> bool:
+        """True where the next answer is to close its connection; it is asked once for each."""
+        if self.is_retiring or self.closing <= 0:
+            return self.is_retiring
+        self.closing -= 1
+        return True
 
-class _Connection(HttpToolsProtocol):
-    """One connection, which may be told to close with its next answer."""
-
-    def __init__(self, server: HttpServer, app_state: dict[str, Any], on_closed: Callable[[], None]) -> None:
-        super().__init__(server.config, server.server_state, app_state)
-        self._server = server
-        self._on_closed = on_closed
-        self._has_asked = False
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        super().connection_lost(exc)
-        self._on_closed()
-
-    def shutdown(self) -> None:
-        if not self._has_asked:  # its first request may be on the way
-            self.loop.call_later(FIRST_REQUEST_S, super().shutdown)
-        else:
-            super().shutdown()
-
-    def on_headers_complete(self) -> None:
-        super().on_headers_complete()
-        self._has_asked = True
-        server = self._server
-        if server.is_retiring:
-            self.cycle.keep_alive = False
-        elif server.closing > 0:
-            server.closing -= 1
-            self.cycle.keep_alive = False
+    def refused(self, status: int, reason: str) -> None:
+        """Count a request that was refused before it reached the app."""
+        self._metrics.request(UNMATCHED, status, reason)
 
 
 def give_memory_back() -> None:

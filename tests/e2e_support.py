@@ -1,13 +1,23 @@
 """What tests of real processes share: one request, a load of many clients with their own tally, and the counters."""
 
 import re
+import subprocess
+import sys
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import httpx
+
+from service.golden import Golden
+
+DEMO = Path(__file__).parents[1] / "models"
+IMAGES = Golden.from_file(DEMO / "mnist" / "1" / "golden.npz").encoded
+IMAGE = IMAGES[0]
+PLAIN = ("--models", str(DEMO), "--workers", "2", "--no-share-identical", "--grace-s", "0")
 
 
 def post(url: str, content: bytes, **options) -> httpx.Response:
@@ -74,3 +84,16 @@ def wait_for(condition: Callable[[], bool], what: str, within_s: float = 20.0) -
     while not condition():
         assert time.monotonic() < deadline, f"never happened: {what}"
         time.sleep(0.02)
+
+
+def workers_of(server) -> list[int]:
+    """Return the process ids of a supervisor's workers, in the order in which they were started."""
+    pid = server.process.pid
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def add_key(path: Path, role: str = "admin", name: str = "tests") -> str:
+    """Add a key to a keys file as a person does; return it."""
+    command = ["foldserve", "keys", "add", name, "--role", role, "--api-keys-file", str(path)]
+    done = subprocess.run([sys.executable, "-m", *command], capture_output=True, text=True, check=True)
+    return next(word for word in done.stdout.split() if word.startswith("fsk_"))

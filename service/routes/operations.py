@@ -26,6 +26,9 @@ LIMITS = (
     "max_batch_size",
     "request_timeout_s",
     "body_timeout_s",
+    "max_head_bytes",
+    "head_timeout_s",
+    "max_connections",
 )
 
 

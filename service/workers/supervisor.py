@@ -24,8 +24,9 @@ from service import errors
 from service.cgroup import ControlGroup
 from service.config import Settings
 from service.errors import FoldserveError, WorkersLost
-from service.listening import Acceptor, connections_possible, listen
+from service.listening import Acceptor, Room, connections_possible, listen
 from service.memory import check_after_loading
+from service.problems import NO_ROOM
 from service.workers.channel import Message
 from service.workers.handle import PROGRAM, Handle
 from service.workers.orders import Orders
@@ -78,7 +79,7 @@ class Supervisor:
         self._tasks: set[asyncio.Task[None]] = set()
         self._over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._homeless: deque[socket.socket] = deque()  # accepted, and their worker died before it took them
-        self._acceptor = Acceptor(listener, lambda: self._next_worker() is not None, self._deliver)
+        self._acceptor = Acceptor(listener, self._room, self._deliver, NO_ROOM)
 
     async def run(self) -> None:
         """Serve to the end. Raises what ended the service for good."""
@@ -172,12 +173,18 @@ class Supervisor:
 
     def _next_worker(self) -> Handle | None:
         """Return the worker with the fewest connections that has room for one: of the ready, else of those coming."""
-        for state in ("ready", "up"):
-            able = [worker for worker in self._workers.values() if worker.state == state]
-            if able:
-                with_room = (worker for worker in able if worker.has_room(self._most))
-                return min(with_room, key=lambda worker: worker.open_connections, default=None)
-        return None
+        with_room = (worker for worker in self._able() if worker.has_room(self._most))
+        return min(with_room, key=lambda worker: worker.open_connections, default=None)
+
+    def _able(self) -> list[Handle]:
+        by_state = {state: [one for one in self._workers.values() if one.state == state] for state in ("ready", "up")}
+        return by_state["ready"] or by_state["up"]
+
+    def _room(self) -> Room:
+        if self._next_worker() is not None:
+            return "room"
+        able = self._able()  # one that is only behind in taking them will have room
+        return "full" if able and all(one.open_connections >= self._most for one in able) else "wait"
 
     def _deliver(self, connection: socket.socket) -> bool:
         while (worker := self._next_worker()) is not None:

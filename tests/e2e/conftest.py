@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -103,13 +104,29 @@ def launch(tmp_path: Path) -> Iterator[Start]:
         server.process.wait()
 
 
+@contextmanager
+def running_server(log: Path, *flags: str) -> Iterator[Server]:
+    running = start_server(log, *flags)
+    try:
+        running.wait_for_url()
+        running.wait_until_ready()
+        yield running
+    finally:
+        running.process.kill()
+        running.process.wait()
+
+
 @pytest.fixture(scope="session")
 def server(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """One server for all tests that leave it as they found it."""
     log = tmp_path_factory.mktemp("server") / "server.log"
-    running = start_server(log, "--models", str(models), "--body-timeout-s", "1")
-    running.wait_for_url()
-    running.wait_until_ready()
-    yield running
-    running.process.kill()
-    running.process.wait()
+    with running_server(log, "--models", str(models), "--body-timeout-s", "1") as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def strict(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """One server that takes heads of 4,096 bytes and waits a second for them."""
+    log = tmp_path_factory.mktemp("strict") / "server.log"
+    with running_server(log, "--models", str(models), "--max-head-bytes", "4096", "--head-timeout-s", "1") as running:
+        yield running

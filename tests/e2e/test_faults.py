@@ -4,24 +4,14 @@
 """
 
 import asyncio
-import itertools
-import json
 import os
 import random
-import resource
-import signal
-import socket
-import subprocess
-import sys
 import time
 from pathlib import Path
 
-import httpx
-import numpy as np
 import pytest
-from e2e_support import counted, post, wait_for
+from e2e_support import IMAGE, IMAGES, PLAIN, counted, post, wait_for, workers_of
 from storm import Client, head, storm, trickle
-from support import TinyModel
 
 pytestmark = pytest.mark.e2e
 
@@ -29,29 +19,12 @@ FULL = os.environ.get("FULL_FAULTS") == "1"
 MIXED, CALLERS = (10_000, 40) if FULL else (2_000, 40)
 OVERLOAD_S = 20.0 if FULL else 5.0
 CROWD = 512
-DEMO = Path(__file__).parents[2] / "models"
-PLAIN = ("--models", str(DEMO), "--workers", "2", "--no-share-identical", "--grace-s", "0")
 OVERSIZE = 30 * 2**20
-
-
-def golden_images() -> list[bytes]:
-    from service.golden import Golden
-
-    return list(Golden.from_file(DEMO / "mnist" / "1" / "golden.npz").encoded)
-
-
-IMAGES = golden_images()
-IMAGE = IMAGES[0]
-
-
-def pids_of(server) -> list[int]:
-    pid = server.process.pid
-    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
 def memory_of(server) -> int:
     """Return the proportional memory of the supervisor and its workers, bytes."""
-    sizes = [Path(f"/proc/{pid}/smaps_rollup").read_text() for pid in (server.process.pid, *pids_of(server))]
+    sizes = [Path(f"/proc/{pid}/smaps_rollup").read_text() for pid in (server.process.pid, *workers_of(server))]
     return sum(int(text.partition("\nPss:")[2].split()[0]) * 1024 for text in sizes)
 
 
@@ -143,150 +116,6 @@ def test_overload_is_answered_200_429_or_504_within_the_deadline_and_is_over_whe
     assert recovered < 1.0 * patience
     counts = codes_counted(server)
     assert {code: count - (code == 200) for code, count in counts.items()} == dict(tally.statuses)
-
-
-def test_reload_in_a_loop_under_load_loses_nothing_and_every_answer_has_a_version_that_was_served(start, tmp_path):
-    models = tmp_path / "models"
-    by_version = {version: TinyModel(seed=version) for version in (1, 2)}
-    for version, model in by_version.items():
-        model.write(models, version)
-    keys = tmp_path / "keys"
-    key = add_key(keys)
-    server = start("--models", str(models), "--workers", "2", "--no-share-identical", "--api-keys-file", str(keys),
-                   "--public-predict", "--grace-s", "0")  # fmt: skip
-    image = by_version[1].golden().encoded[0]
-    expected = {version: model.logits(model.golden().pixels[:1])[0] for version, model in by_version.items()}
-    tolerance = max(model.golden().tolerance for model in by_version.values())
-    answers: list[tuple[float, float, int]] = []
-    loads: list[tuple[float, float, int]] = []
-    stop = asyncio.Event()
-
-    async def ask(client: Client, _: int) -> None:
-        while not stop.is_set():
-            started = time.monotonic()
-            status, _, body = await client.send(lambda writer: write(writer, image))
-            assert status == 200, body
-            document = json.loads(body)
-            logits = np.array(document["predictions"][0]["logits"])
-            assert np.abs(logits - expected[document["version"]]).max() <= tolerance, "the version that it says"
-            answers.append((started, time.monotonic(), document["version"]))
-
-    async def write(writer: asyncio.StreamWriter, content: bytes) -> None:
-        writer.write(head(len(content)).replace(b"/predict", b"/predict?logits=true") + content)
-
-    async def reload(client: Client, number: int) -> None:
-        if number:
-            await ask(client, number)
-            return
-        async with httpx.AsyncClient(base_url=server.url, headers={"x-api-key": key}, timeout=60) as admin:
-            for turn in range(6):
-                version, started = 1 + turn % 2, time.monotonic()
-                answer = await admin.post("/v2/repository/models/tiny/load", json={"parameters": {"version": version}})
-                assert answer.status_code == 200, answer.text
-                loads.append((started, time.monotonic(), version))
-                await asyncio.sleep(0.2)
-        stop.set()
-
-    tally = asyncio.run(storm(server.url, 9, reload))
-
-    assert set(tally.statuses) == {200}
-    assert {version for _, _, version in answers} == {1, 2}
-    for (_, loaded, version), (next_load, _, _) in itertools.pairwise(loads):
-        between = {seen for asked, answered, seen in answers if loaded < asked and answered < next_load}
-        assert between <= {version}, "once a load is answered, every worker serves it"
-    assert counted(server.url, route="/predict", code="200") == len(answers)
-
-
-def test_a_worker_that_is_replaced_serves_what_the_others_serve_not_what_the_disk_says(start, tmp_path):
-    models = tmp_path / "models"
-    TinyModel(seed=1).write(models, 1)
-    server = start("--models", str(models), "--workers", "2", "--grace-s", "0")
-    folder = TinyModel(seed=2).write(models, 2)
-    (folder / "model.onnx").write_bytes(b"damaged")
-    os.kill(pids_of(server)[0], signal.SIGKILL)
-    wait_for(lambda: httpx.get(f"{server.url}/info").json()["workers"]["ready"] == 2, "the worker is replaced")
-
-    image = TinyModel().golden().encoded[0]
-    assert {post(server.url, image).json()["version"] for _ in range(6)} == {1}
-
-
-def add_key(path: Path) -> str:
-    command = ["foldserve", "keys", "add", "tests", "--role", "admin", "--api-keys-file", str(path)]
-    done = subprocess.run([sys.executable, "-m", *command], capture_output=True, text=True, check=True)
-    return next(word for word in done.stdout.split() if word.startswith("fsk_"))
-
-
-def test_descriptors_that_run_out_delay_new_callers_and_harm_nobody(start):
-    server = start(*PLAIN, "--max-connections", "20")
-    address = httpx.URL(server.url)
-    idle = [socket.create_connection((address.host, address.port)) for _ in range(60)]
-    try:
-        with pytest.raises(httpx.TimeoutException):
-            httpx.get(f"{server.url}/healthz", timeout=0.5)
-        assert server.process.poll() is None
-    finally:
-        for connection in idle:
-            connection.close()
-
-    wait_for(lambda: post(server.url, IMAGE).status_code == 200, "it answers as before")
-
-
-@pytest.mark.parametrize("workers", ["1", "2"])
-def test_a_process_out_of_descriptors_answers_again_once_it_has_some(start, workers):
-    server = start(*PLAIN[:2], "--workers", workers, "--grace-s", "0", "--max-connections", "100000")
-    pids = [server.process.pid, *pids_of(server)]
-    limits = {pid: resource.prlimit(pid, resource.RLIMIT_NOFILE) for pid in pids}
-    try:
-        for pid in pids:
-            used = len(list(Path(f"/proc/{pid}/fd").iterdir()))
-            resource.prlimit(pid, resource.RLIMIT_NOFILE, (used + 3, limits[pid][1]))
-        address = httpx.URL(server.url)
-        idle = [socket.create_connection((address.host, address.port)) for _ in range(40)]
-        time.sleep(0.3)  # what must not happen has no event to wait for
-        assert server.process.poll() is None
-        for connection in idle:
-            connection.close()
-    finally:
-        for pid in pids:
-            resource.prlimit(pid, resource.RLIMIT_NOFILE, limits[pid])
-
-    wait_for(lambda: answers(server), "it answers again")
-    assert pids_of(server) == pids[1:], "no worker died of it"
-
-
-def answers(server) -> bool:
-    try:
-        return post(server.url, IMAGE, timeout=2).status_code == 200
-    except httpx.TransportError:
-        return False
-
-
-def test_a_full_disk_for_the_state_costs_the_certificate_its_place_and_nothing_else(start):
-    server = start(*PLAIN, "--state", "/dev/full/state")
-
-    assert post(server.url, IMAGE).headers["foldserve-certificate"] != "none"
-    assert "could not be kept" in server.said()
-    assert server.said().count("probing mnist: all at once") == 1, "the second worker took it over from the first"
-
-
-# Python's wall clock jumps by hours, back and forth, from call to call; the kernel's cannot be moved by a test.
-JUMPY = """
-import itertools, sys, time
-real, jumps = time.time, itertools.cycle((0, 86400, -86400, 3e8))
-time.time = lambda: real() + next(jumps)
-from foldserve.cli import main
-sys.exit(main(sys.argv[1:]))
-"""
-
-
-def test_a_clock_that_jumps_changes_no_deadline_and_no_duration(start):
-    server = start("--models", str(DEMO), "--grace-s", "0", program=("-c", JUMPY))
-    for _ in range(20):
-        assert post(server.url, IMAGE).status_code == 200
-    seconds = counted(server.url, "foldserve_stage_duration_seconds_sum", stage="queue")
-
-    assert 0 <= seconds < 60
-    assert server.terminate() == 0
 
 
 def test_one_bad_image_among_nine_fails_nobody_else(start):

@@ -9,19 +9,13 @@ from pathlib import Path
 
 import httpx
 import pytest
-from e2e_support import counted, load, post, wait_for
+from e2e_support import counted, load, post, wait_for, workers_of
 from PIL import Image
 from support import encode, random_pixels
 
 pytestmark = pytest.mark.e2e
 
 IMAGE = encode(Image.fromarray(random_pixels(1, seed=5)[0]), "PNG")
-
-
-def workers_of(server) -> list[int]:
-    """Return the process ids of a supervisor's workers, in the order in which they were started."""
-    pid = server.process.pid
-    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
 def cpu_ticks(pid: int) -> int:
