@@ -1,7 +1,4 @@
-"""Two workers under everything that clients and machines do to them: afterwards they answer, and the counts are right.
-
-`FULL_FAULTS=1` runs the long forms: 10,000 mixed requests and 20 s of overload.
-"""
+"""Two workers under everything that clients do to them: afterwards they answer, and the counts are right."""
 
 import asyncio
 import os
@@ -15,10 +12,9 @@ from storm import Client, head, storm, trickle
 
 pytestmark = pytest.mark.e2e
 
-FULL = os.environ.get("FULL_FAULTS") == "1"
-MIXED, CALLERS = (10_000, 40) if FULL else (2_000, 40)
-OVERLOAD_S = 20.0 if FULL else 5.0
-CROWD = 512
+MIXED, CALLERS = 10_000, 40
+CROWD, OVERLOAD_S = 512, 20.0
+RECOVERS_WITHIN_S = 1.0
 OVERSIZE = 30 * 2**20
 
 
@@ -90,8 +86,26 @@ def test_thousands_of_mixed_requests_leave_nothing_behind_and_every_one_is_count
     assert server.terminate() == 0
 
 
+def seconds_to_recover(server) -> float:
+    """Return after how long a new caller, who asks again when told to, is answered."""
+
+    async def until_answered(client: Client, _: int) -> None:
+        status = None
+        while status != 200:
+            status, _, _ = await client.ask(IMAGE)
+
+    started = time.monotonic()
+    asyncio.run(storm(server.url, 1, until_answered))
+    return time.monotonic() - started
+
+
+def patience() -> float:
+    """How much longer than on a machine of its own a test may take, by how many others want the cores."""
+    return max(1.0, os.getloadavg()[0] / len(os.sched_getaffinity(0)))
+
+
 def test_overload_is_answered_200_429_or_504_within_the_deadline_and_is_over_when_the_crowd_has_gone(start):
-    deadline_s = 2.0
+    deadline_s, slowness = 2.0, patience()
     server = start(*PLAIN, "--request-timeout-s", str(deadline_s), "--max-queue-size", "64")
     until = time.monotonic() + OVERLOAD_S
 
@@ -103,19 +117,28 @@ def test_overload_is_answered_200_429_or_504_within_the_deadline_and_is_over_whe
                 await asyncio.sleep(0.05)  # a second would be polite, and no overload
 
     tally = asyncio.run(storm(server.url, CROWD, insist))
-    recovered = time.monotonic()
-    assert post(server.url, IMAGE).status_code == 200
-    recovered = time.monotonic() - recovered
+    counts = codes_counted(server)
+    recovered_s = seconds_to_recover(server)
 
     assert set(tally.statuses) <= {200, 429, 504}
     assert tally.statuses[200] > 100
     assert tally.statuses[429] > 0
     accepted = sorted(seconds for status, seconds in tally.seconds if status == 200)
-    patience = 3.0  # of a machine whose cores the 512 clients of this test use too
-    assert accepted[int(0.99 * len(accepted))] < deadline_s * patience
-    assert recovered < 1.0 * patience
-    counts = codes_counted(server)
-    assert {code: count - (code == 200) for code, count in counts.items()} == dict(tally.statuses)
+    assert accepted[int(0.99 * len(accepted))] < 1.5 * deadline_s * slowness  # on the clock of 512 busy clients
+    assert recovered_s < RECOVERS_WITHIN_S * slowness
+    assert counts == dict(tally.statuses)
+
+
+def test_a_crowd_that_hangs_up_leaves_no_work_behind_and_the_next_caller_is_answered_soon(start):
+    server = start(*PLAIN)
+    slowness = patience()
+    asyncio.run(storm(server.url, CROWD, lambda client, _: client.hang_up(head(len(IMAGE)) + IMAGE)))
+
+    assert seconds_to_recover(server) < RECOVERS_WITHIN_S * slowness
+    wait_for(lambda: sum(codes_counted(server).values()) > CROWD, "those who left are counted")
+    assert set(codes_counted(server)) <= {200, 429, 499}
+    assert codes_counted(server)[499] > CROWD / 2, "nobody answers those who have gone"
+    assert counted(server.url, "foldserve_pending_request_count") == 0
 
 
 def test_one_bad_image_among_nine_fails_nobody_else(start):
