@@ -137,7 +137,7 @@ def to_onnx(classifier: nn.Module, example: NDArray[np.uint8]) -> onnx.ModelProt
     `example` has at least two images: a batch of one would be taken for a constant. No BatchNorm that could fold is
     left, so the exporter's own folding, which has shipped wrong models (pytorch#169178), finds nothing to do.
     """
-    with _quiet():
+    with quiet():
         program = torch.onnx.export(
             classifier.float().eval(),
             (torch.from_numpy(example),),
@@ -154,7 +154,7 @@ def to_onnx(classifier: nn.Module, example: NDArray[np.uint8]) -> onnx.ModelProt
 
 
 @contextmanager
-def _quiet() -> Any:
+def quiet() -> Any:
     """Keep the exporter's own chatter, which concerns its authors, off the terminal."""
     level = logging.getLogger("torch.onnx").level
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)

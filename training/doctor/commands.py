@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,6 +20,7 @@ def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     parser.add_argument("file", type=Path, metavar="FILE", help=".onnx, .safetensors, .pt, .pth or a run folder")
     parser.add_argument("--momentum", type=_momentum, metavar="M", help="PyTorch's sense, 1 − TensorFlow's decay")
     parser.add_argument("--data", type=Path, metavar="FOLDER", help="images to hold the statistics against")
+    _add_network(parser)
     add_preprocessing(parser)
     parser.add_argument("--json", action="store_true", help="print the report as JSON")
     parser.add_argument("--html", type=Path, metavar="FILE", help="write the report as one page with pictures")
@@ -36,9 +38,16 @@ def _register_repair(subparsers: "argparse._SubParsersAction[argparse.ArgumentPa
     parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="new file; a checkpoint: .safetensors")
     parser.add_argument("--momentum", type=_momentum, metavar="M", help="PyTorch's sense, 1 − TensorFlow's decay")
     parser.add_argument("--updates", type=int, metavar="N", help="training batches, where the file does not count them")
-    parser.add_argument("--data", type=Path, metavar="FOLDER", help="images to gather the statistics from (ONNX files)")
+    parser.add_argument("--data", type=Path, metavar="FOLDER", help="images to gather the statistics from")
+    _add_network(parser)
     add_preprocessing(parser)
     parser.set_defaults(run=_repair)
+
+
+def _add_network(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--network", metavar="PACKAGE.MODULE:FUNCTION", help="the function that returns the network of a checkpoint"
+    )
 
 
 def add_preprocessing(parser: argparse._ActionsContainer) -> None:
@@ -62,23 +71,42 @@ def _inspect(arguments: argparse.Namespace) -> int:
     from training.doctor.read import read_subject
     from training.doctor.text import as_text
 
-    subject = read_subject(arguments.file, arguments.momentum)
+    subject, wishes = read_subject(arguments.file, arguments.momentum), wishes_of(arguments)
+    if arguments.network is not None or arguments.data is not None:
+        from training.doctor.attaching import attach
+
+        subject, wishes = attach(
+            subject, arguments.network, wishes, for_images=arguments.data is not None, say=_say_aside
+        )
     report = examine(subject)
     if arguments.data is not None:
         from training.doctor.data import examine_data
 
-        report = examine_data(report, subject, arguments.data, wishes_of(arguments))
+        report = examine_data(report, subject, arguments.data, wishes)
     if arguments.html is not None:
         write_page(arguments.html, report, subject)
     print(json.dumps(report.to_dict(), indent=2, ensure_ascii=False) if arguments.json else as_text(report))
     return int(bool(report.errors))
 
 
+def _say_aside(text: str) -> None:
+    """Standard output is the report's, which may be JSON."""
+    print(text, file=sys.stderr)
+
+
 def _repair(arguments: argparse.Namespace) -> int:
     from training.doctor.mending import Repair, repair
 
-    wishes = wishes_of(arguments)
-    repair(Repair(arguments.file, arguments.out, arguments.momentum, arguments.updates, arguments.data, wishes))
+    order = Repair(
+        arguments.file,
+        arguments.out,
+        momentum=arguments.momentum,
+        updates=arguments.updates,
+        data=arguments.data,
+        network=arguments.network,
+        wishes=wishes_of(arguments),
+    )
+    repair(order)
     return 0
 
 

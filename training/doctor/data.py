@@ -1,6 +1,6 @@
 """What images show about running statistics: drift per layer, wrong preprocessing, accuracy by batch statistics."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
@@ -56,7 +56,7 @@ class Calibration:
 def examine_data(report: Report, subject: Subject, folder: Path, wishes: Wishes) -> Report:
     """Add to a report what up to 64 images of a folder show. Raises UsageError for a file without a graph."""
     if subject.model is None or not norm_nodes(subject.model.graph):
-        raise UsageError(f"--data needs a graph with BatchNorm in it; give the ONNX export of {subject.path}")
+        raise UsageError(f"--data needs a graph with BatchNorm in it; {subject.path} has none")
     calibration = _calibrate(subject.model, folder, wishes)
     drift = _drift(calibration, subject.layers)
     other = _fits_better(calibration, subject.layers[0])
@@ -158,12 +158,17 @@ def _scaled(spec: Preprocessing, mean: tuple[float, ...], std: tuple[float, ...]
     return spec.model_copy(update={"mean": mean * times, "std": std * times})
 
 
+def targets_of(classes: Sequence[str], count: int) -> NDArray[np.int64] | None:
+    """Return each image's class by its folder's place in sorted order, None where there are not `count` folders."""
+    names = sorted(set(classes))
+    return None if len(names) != count else np.array([names.index(name) for name in classes], np.int64)
+
+
 def _accuracy(calibration: Calibration) -> dict[str, float] | None:
     """Return accuracy by running and by batch statistics, where the folders are the classes in sorted order."""
-    names = sorted(set(calibration.classes))
-    if len(names) != calibration.interface.classes:
+    targets = targets_of(calibration.classes, calibration.interface.classes)
+    if targets is None:
         return None
-    targets = np.array([names.index(name) for name in calibration.classes])
     shuffled = np.random.default_rng(0).permutation(len(targets))  # a batch of one class has no fair statistics
     inputs = inputs_for(calibration.images, calibration.interface, calibration.spec)[shuffled]
     found = {}

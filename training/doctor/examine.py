@@ -4,6 +4,8 @@ from pathlib import Path
 
 from training.doctor.findings import Finding, Report
 from training.doctor.graph import examine_graph
+from training.doctor.history import examine_history
+from training.doctor.network import examine_network
 from training.doctor.norms import Subject
 from training.doctor.numbers import examine_numbers, warmth_note
 from training.doctor.read import read_subject
@@ -16,7 +18,11 @@ def inspect(path: Path, momentum: float | None = None) -> Report:
 
 def examine(subject: Subject) -> Report:
     """Return the report of what the file alone shows, errors first."""
-    findings = [*examine_numbers(subject), *(examine_graph(subject.model) if subject.model is not None else ())]
+    findings = [*examine_numbers(subject), *examine_history(subject)]
+    if subject.network is not None:
+        findings += examine_network(subject.network)
+    elif subject.model is not None:
+        findings += examine_graph(subject.model)
     notes = [note for note in (warmth_note(subject), _emptiness(subject)) if note]
     return Report(
         subject.path, subject.kind, len(subject.layers), subject.folded, by_severity(findings), notes=tuple(notes)

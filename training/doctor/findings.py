@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
+SCHEMA = 1  # of the report as JSON: keys are added, never renamed or dropped, without another number
 Severity = Literal["error", "warning"]
 
 
@@ -54,7 +55,7 @@ class Report:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the report as plain values for JSON."""
-        return {**asdict(self), "errors": len(self.errors), "warnings": len(self.warnings)}
+        return {"schema": SCHEMA, **asdict(self), "errors": len(self.errors), "warnings": len(self.warnings)}
 
 
 def finding(check: str, observed: str, where: Iterable[str] = ()) -> Finding:
@@ -109,6 +110,12 @@ CHECKS = {
         "The layer normalises with the statistics of the batch, so an image's answer depends on its neighbours.",
         "call `model.eval()` and export again (training=TrainingMode.EVAL)",
     ),
+    "active-dropout": Check(
+        "warning",
+        "dropout in training mode",
+        "It drops elements at random, so an image's answer changes from run to run.",
+        "call `model.eval()` and export again (training=TrainingMode.EVAL)",
+    ),
     "batch-statistics": Check(
         "error",
         "batch statistics in the graph",
@@ -128,6 +135,27 @@ CHECKS = {
         "A layer that is called twice in a forward pass counts twice, and mixes two statistics in one; a layer that "
         "was frozen or added later counts less.",
         "give each use a BatchNorm of its own, or make sure that the difference is meant",
+    ),
+    "counters-behind-steps": Check(
+        "warning",
+        "fewer batches counted than steps taken",
+        "The optimizer took more steps than any BatchNorm counted batches: the statistics were frozen, reset or loaded "
+        "from elsewhere on the way, and the weights have moved on without them.",
+        "make sure that it is meant, and hold the statistics against data: --data FOLDER",
+    ),
+    "frozen-affine": Check(
+        "warning",
+        "γ and β frozen while the statistics moved",
+        "γ and β are marked as not trained, or still are exactly 1 and 0, and the layer counted batches all the same. "
+        "A BatchNorm that is to be frozen keeps its statistics too: these drifted away from what its γ and β are for.",
+        "put the frozen layers in evaluation mode while training, or train γ and β",
+    ),
+    "averaged-weights": Check(
+        "warning",
+        "averaged weights with statistics of the live network",
+        "A moving average of weights is another network than the one that gathered the running statistics. "
+        "torch.optim.swa_utils.AveragedModel averages buffers only with use_buffers=True.",
+        "re-estimate the statistics of the average: torch.optim.swa_utils.update_bn, or `foldserve repair` with --data",
     ),
     "counter-missing": Check(
         "warning",
@@ -177,7 +205,8 @@ CHECKS = {
     "unfolded": Check(
         "warning",
         "BatchNorm left unfolded",
-        "The layer before could take this BatchNorm in at no cost; older runtimes do not do it from opset 15 on.",
+        "A layer before or behind could take this BatchNorm in at no cost. Runtimes do it for some patterns only, and "
+        "older ones not from opset 15 (BatchNormalization) or 22 (Conv) on.",
         "`foldserve import` folds it in float64",
     ),
     "fixed-batch": Check(

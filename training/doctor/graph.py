@@ -13,7 +13,9 @@ from service.independence.proof import prove
 from service.independence.proof.verdict import OPSETS
 from training.doctor.findings import Finding, finding
 from training.doctor.norms import Layer
+from training.errors import NotFoldable
 from training.folding.graph_constants import Constants, opset_of
+from training.folding.graphs import fold_unmeasured
 from training.foreign.read import inputs_of
 
 FLOAT16_MAX = 65504.0
@@ -80,11 +82,21 @@ def _modes(model: onnx.ModelProto) -> Iterator[Finding]:
     training = [node_name(node) for node in norm_nodes(model.graph) if _trains(node, opset)]
     if training:
         yield finding("training-mode", f"{len(training)} BatchNormalization nodes", training)
+    known = Constants.of(model)
+    dropping = [node_name(node) for node in model.graph.node if node.op_type == "Dropout" and _drops(node, known)]
+    if dropping:
+        yield finding("active-dropout", f"{len(dropping)} Dropout nodes", dropping)
 
 
 def _trains(node: onnx.NodeProto, opset: int) -> bool:
     """From opset 14 the attribute tells; before, more outputs than one do (BatchNormalization-9, outputs)."""
     return attribute(node, "training_mode", 0) == 1 or (opset < 14 and len([one for one in node.output if one]) > 1)
+
+
+def _drops(node: onnx.NodeProto, known: Constants) -> bool:
+    """From opset 12 an input tells (Dropout-12, training_mode)."""
+    mode = known.array(node.input[2]) if len(node.input) > 2 else None
+    return mode is not None and bool(mode.any())
 
 
 def _mixing(model: onnx.ModelProto) -> Iterator[Finding]:
@@ -107,18 +119,27 @@ def _neighbours(model: onnx.ModelProto) -> Iterator[Finding]:
     producers = {output: node for node in model.graph.node for output in node.output}
     known = Constants.of(model)
     found = defaultdict(list)
+    found["unfolded"] = _foldable(model)
     for node in norm_nodes(model.graph):
         before = _producer(producers, node.input[0])
         if before is None:
             continue
-        if before.op_type in LINEAR:
-            found["unfolded"].append(node_name(node))
         if before.op_type in LINEAR and len(before.input) > 2 and _is_some(known, before.input[2]):
             found["bias-before"].append(node_name(node))
         if before.op_type == "Dropout":
             found["dropout-before"].append(node_name(node))
-    for check, names in found.items():
+    for check, names in ((check, names) for check, names in found.items() if names):
         yield finding(check, f"{len(names)} of {len(norm_nodes(model.graph))} BatchNorms", names)
+
+
+def _foldable(model: onnx.ModelProto) -> list[str]:
+    """Return the BatchNorms that folding would take away; none where it refuses the file for what others say."""
+    try:
+        report = fold_unmeasured(model).report
+    except NotFoldable:
+        return []
+    gone = {record.norm for record in report.folds if record.norm_kind == "BatchNormalization"}
+    return [node_name(node) for node in norm_nodes(model.graph) if node_name(node) in gone]
 
 
 def _is_some(known: Constants, name: str) -> bool:

@@ -4,22 +4,30 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 import onnx
 import torch
+from numpy.typing import NDArray
 from safetensors import safe_open
 from safetensors.torch import save
 
 from training.checkpoint import write_atomically
+from training.doctor.attaching import attach
+from training.doctor.checkpoints import REPAIRED_KEY, read_state
+from training.doctor.data import targets_of
 from training.doctor.norms import Subject
-from training.doctor.read import REPAIRED_KEY, read_state, read_subject
-from training.doctor.repair import Mended, estimate, keep_old, mend_graph, with_updates, without_initial_share
-from training.errors import UsageError
+from training.doctor.read import read_subject
+from training.doctor.repair import Mended, accuracy, estimate, keep_old, mend_graph, with_updates, without_initial_share
+from training.errors import FileRefused, UsageError
 from training.foreign.precision import in_float32
 from training.importing.images import CALIBRATION, folder_images
 from training.importing.interface import read_interface
 from training.importing.original import inputs_for
 from training.importing.preprocessing import Wishes, choose
 from training.importing.rewrite import copy_of, open_batch, with_output_shapes
+
+FEW = 64  # images; below, all gather and all judge
+WORSE = 0.02  # of accuracy that new statistics may cost: one image in fifty
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +39,7 @@ class Repair:
     momentum: float | None = None
     updates: int | None = None
     data: Path | None = None
+    network: str | None = None
     wishes: Wishes = field(default_factory=Wishes)
 
 
@@ -42,7 +51,9 @@ def repair(order: Repair, say: Callable[[str], None] = print) -> tuple[Mended, .
     if order.out.exists():
         raise UsageError(f"--out {order.out} exists; the repaired file is a new one")
     subject = read_subject(order.path, order.momentum)
-    mended = _from_images(order, subject) if order.data is not None else _exactly(order, subject)
+    if order.network is not None and order.data is None:
+        subject, _ = attach(subject, order.network, order.wishes, for_images=False, say=say)
+    mended = _from_images(order, subject, say) if order.data is not None else _exactly(order, subject)
     for one in mended:
         say(one.line())
     say(f"wrote {order.out}; the old statistics are in {keep_old(order.out, mended)}")
@@ -64,21 +75,51 @@ def _exactly(order: Repair, subject: Subject) -> tuple[Mended, ...]:
     return mended
 
 
-def _from_images(order: Repair, subject: Subject) -> tuple[Mended, ...]:
+def _from_images(order: Repair, given: Subject, say: Callable[[str], None]) -> tuple[Mended, ...]:
     """Re-estimate on the graph in float32 with an open batch; head and preprocessing stay the owner's."""
-    if subject.model is None or order.data is None:
-        raise UsageError(f"{order.path} has no graph to run images through; give its ONNX export with --data")
+    assert order.data is not None
+    subject, wishes = attach(given, order.network, order.wishes, for_images=True, say=say)
+    assert subject.model is not None
     model = in_float32(with_output_shapes(copy_of(subject.model)))
     interface = read_interface(model)
-    spec, _ = choose(order.wishes, interface.channels, interface.size)
-    images, _ = folder_images(order.data, spec, CALIBRATION)
+    spec, _ = choose(wishes, interface.channels, interface.size)
+    images, classes = folder_images(order.data, spec, 2 * CALIBRATION)
     open_batch(model, interface)
-    mended = tuple(estimate(model, subject.layers, inputs_for(images, interface, spec)))
-    original = onnx.ModelProto()
-    original.CopyFrom(subject.model)
+    inputs, before = inputs_for(images, interface, spec), copy_of(model)
+    gathering, judging = _halves(len(images))
+    mended = tuple(estimate(model, subject.layers, inputs[gathering]))
+    targets = targets_of(classes, interface.classes)
+    if targets is not None:
+        whose = "other" if len(gathering) < len(images) else "the same"
+        say(_compared(before, model, inputs[judging], targets[judging], whose))
+    if subject.checkpoint is not None:
+        _write_state(order, mended)
+        return mended
+    original = copy_of(subject.model)
     mend_graph(original, mended)
     write_atomically(order.out, original.SerializeToString())
     return mended
+
+
+def _halves(count: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return which images the statistics come from and which judge them: every other one, all for both where few."""
+    everything = np.arange(count)
+    return (everything, everything) if count < FEW else (everything[::2], everything[1::2])
+
+
+def _compared(
+    before: onnx.ModelProto,
+    after: onnx.ModelProto,
+    inputs: NDArray[np.generic],
+    targets: NDArray[np.int64],
+    whose: str,
+) -> str:
+    """Return accuracy before and after in one line. Raises FileRefused where the new statistics are worse."""
+    old, new = (accuracy(model, inputs, targets) for model in (before, after))
+    seen = f"accuracy on {len(targets)} {whose} images: {old:.1%} before, {new:.1%} after"
+    if new < old - WORSE:
+        raise FileRefused(f"{seen}; nothing was written: check the preprocessing, and that the images are the model's")
+    return seen
 
 
 def _write_state(order: Repair, mended: tuple[Mended, ...]) -> None:
@@ -86,12 +127,18 @@ def _write_state(order: Repair, mended: tuple[Mended, ...]) -> None:
     state = read_state(source)
     for one in mended:
         for word, values in zip(("running_mean", "running_var"), one.after, strict=True):
-            kind = state[f"{one.name}.{word}"].dtype
+            old = state.get(f"{one.name}.{word}")
+            kind = torch.float32 if old is None else old.dtype
             state[f"{one.name}.{word}"] = torch.from_numpy(values).to(kind)
+        if one.share is None:  # so that nobody takes gathered statistics for those that a layer starts with
+            state[f"{one.name}.num_batches_tracked"] = state.get(
+                f"{one.name}.num_batches_tracked", torch.tensor(0)
+            ).clamp(min=1)
     facts = {}
     if source.suffix == ".safetensors":
         with safe_open(source, framework="pt") as file:
             facts = dict(file.metadata() or {})
-    share = max(one.share or 0.0 for one in mended)
+    shares = [one.share for one in mended if one.share is not None]
+    how = f"{max(shares):.6g} taken out" if shares else "gathered from images"
     tensors = {name: tensor.contiguous() for name, tensor in state.items()}
-    write_atomically(order.out, save(tensors, metadata={**facts, REPAIRED_KEY: f"{share:.6g} taken out"}))
+    write_atomically(order.out, save(tensors, metadata={**facts, REPAIRED_KEY: how}))

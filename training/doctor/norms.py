@@ -5,6 +5,9 @@ from dataclasses import dataclass, field
 import numpy as np
 import onnx
 from numpy.typing import NDArray
+from torch import nn
+
+from training.doctor.checkpoints import Checkpoint
 
 Array = NDArray[np.float64]
 
@@ -26,6 +29,7 @@ class Layer:
     num_batches_tracked: int | None = None
     initial_share: float | None = None
     stored_as: str = "float32"
+    frozen: bool = False  # γ or β is marked as not trained
 
     @property
     def scale(self) -> Array | None:
@@ -48,3 +52,5 @@ class Subject:
     damaged: tuple[str, ...] = ()  # weights with NaN or Inf
     folded: int = 0  # layers that the manifest says are folded away
     model: onnx.ModelProto | None = field(default=None, repr=False)
+    checkpoint: Checkpoint | None = field(default=None, repr=False)
+    network: nn.Module | None = field(default=None, repr=False)  # of a checkpoint; then `model` is made from it

@@ -1,6 +1,5 @@
-"""The checks on a layer's numbers alone: statistics, counters, γ, eps, momentum."""
+"""The checks on a layer's numbers alone: statistics, γ, eps, momentum."""
 
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
@@ -29,7 +28,6 @@ def examine_numbers(subject: Subject) -> Iterator[Finding]:
     yield from _each(subject.layers, "negative-variance", _negative)
     yield from _each(subject.layers, "never-updated", _never_updated)
     yield from _warmth(subject)
-    yield from _counters(subject)
     for check, look in LOOKS.items():
         yield from _each(subject.layers, check, look)
 
@@ -130,18 +128,6 @@ def _allows(layer: Layer, share: float) -> bool:
     """A variance below the share cannot have it: what was seen only adds to what is left of the initial 1."""
     var = layer.running_var
     return var is None or bool(var.min() >= share * (1 - 1e-4))  # 1e-4: float32 sums of thousands of updates
-
-
-def _counters(subject: Subject) -> Iterator[Finding]:
-    counts = {layer.name: layer.num_batches_tracked for layer in subject.layers}
-    if subject.counts_batches and (absent := [name for name, count in counts.items() if count is None]):
-        yield finding("counter-missing", _count(absent), absent)
-    tally = Counter(count for count in counts.values() if count)  # 0 is an error of its own
-    if len(tally) > 1:
-        usual = tally.most_common(1)[0][0]
-        odd = {name: count for name, count in counts.items() if count and count != usual}
-        name, count = next(iter(odd.items()))
-        yield finding("counters-disagree", f"{name} counted {count:,}, most counted {usual:,}", odd)
 
 
 def _tiny(layer: Layer) -> str | None:

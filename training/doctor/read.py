@@ -1,35 +1,27 @@
-"""From a file, or a run folder, to what is examined. Nothing that is pickled is ever run."""
+"""From a file, or a run folder, to what is examined: its BatchNorm layers, and what lies around them."""
 
-import pickle
 import re
-import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
 import torch
 from numpy.typing import NDArray
-from safetensors import SafetensorError, safe_open
-from torch import Tensor
+from torch import Tensor, nn
 
 from service.artifact import MANIFEST_KEY
 from service.manifest import Manifest
+from training.doctor.checkpoints import CHECKPOINTS, Checkpoint, read_checkpoint, was_repaired
 from training.doctor.graph import damaged_weights, layer_of, norm_nodes
 from training.doctor.norms import Layer, Subject
-from training.errors import FileRefused, UsageError
+from training.errors import UsageError
 from training.fitting import BEST_FILE
 from training.folding.graph_constants import Constants
 from training.foreign.read import load_onnx
 from training.run import CONFIG_FILE, read_config
 
-CHECKPOINTS = (".safetensors", ".pt", ".pth")
-STATE_KEYS = ("state_dict", "model_state_dict", "model", "state_dict_ema", "model_ema", "module", "net")
-WRAPPERS = re.compile(r"^(module\.|_orig_mod\.|model\.(?=module\.|_orig_mod\.))+")  # DDP and torch.compile
-OPTIMIZER = "optimizer."
-REPAIRED_KEY = "foldserve_repaired"  # in the metadata of a safetensors file that `repair` wrote
 NOT_BATCH_NORM = re.compile(r"(^|[._])(ln|gn|layer_?norm|group_?norm|rms_?norm)", re.IGNORECASE)
 NAMED_BATCH_NORM = re.compile(r"(^|[._])(bn|batch_?norm)\d*$", re.IGNORECASE)
 
@@ -43,12 +35,12 @@ def read_subject(path: Path, momentum: float | None = None) -> Subject:
         if not (path / CONFIG_FILE).exists():
             raise UsageError(f"{path} is not a run folder: it has no {CONFIG_FILE}; name a file, or a run folder")
         found = read_config(path).bn_momentum
-        return state_subject(path, read_state(path / BEST_FILE), momentum or found, "run folder")
+        return state_subject(path, read_checkpoint(path / BEST_FILE), momentum or found, "run folder")
     if path.suffix == ".onnx":
         return onnx_subject(path, load_onnx(path), momentum)
     if path.suffix in CHECKPOINTS:
-        subject = state_subject(path, read_state(path), momentum, "checkpoint")
-        return _as_repaired(subject) if _was_repaired(path) else subject
+        subject = state_subject(path, read_checkpoint(path), momentum, "checkpoint")
+        return _as_repaired(subject) if was_repaired(path) else subject
     raise UsageError(f"{path}: expected .onnx, {', '.join(CHECKPOINTS)} or a run folder")
 
 
@@ -69,26 +61,9 @@ def onnx_subject(path: Path, model: onnx.ModelProto, momentum: float | None = No
     )
 
 
-def read_state(path: Path) -> dict[str, Tensor]:
-    """Return the tensors of a checkpoint by their plain names; wrappers' prefixes and the optimizer's are gone.
-
-    Raises FileRefused: a `.pt` is read with weights_only=True, which builds tensors and runs no code.
-    """
-    try:
-        tensors = _read_safetensors(path) if path.suffix == ".safetensors" else _state_of(path, _unpickle(path))
-    except FileNotFoundError:
-        raise FileRefused(f"{path} cannot be read: no such file") from None
-    except (OSError, SafetensorError, ValueError, RuntimeError, EOFError, KeyError) as error:
-        reason = str(error).strip().partition("\n")[0]
-        raise FileRefused(f"{path} is not a sound checkpoint ({reason}); save it again") from None
-    plain = {WRAPPERS.sub("", name): tensor for name, tensor in tensors.items() if not name.startswith(OPTIMIZER)}
-    if not plain:
-        raise FileRefused(f"{path} holds no tensors; expected a state_dict, as `model.state_dict()` gives it")
-    return plain
-
-
-def state_subject(path: Path, state: Mapping[str, Tensor], momentum: float | None, kind: str) -> Subject:
+def state_subject(path: Path, checkpoint: Checkpoint, momentum: float | None, kind: str) -> Subject:
     """Return the BatchNorm layers of a state_dict."""
+    state = checkpoint.state
     names = [name.removesuffix(".running_var") for name in state if name.endswith(".running_var")]
     halves = [name.removesuffix(".running_mean") for name in state if name.endswith(".running_mean")]
     halves += [name.removesuffix(".num_batches_tracked") for name in state if name.endswith(".num_batches_tracked")]
@@ -97,8 +72,15 @@ def state_subject(path: Path, state: Mapping[str, Tensor], momentum: float | Non
     missing = sorted(({*names, *halves} - complete) | set(_bare_norms(state)))
     of_norms = tuple(f"{name}." for name in complete)
     damaged = [name for name, value in state.items() if not name.startswith(of_norms) and _is_damaged(value)]
-    counts = kind != "ONNX graph"
-    return Subject(str(path), kind, layers, counts_batches=counts, missing=tuple(missing), damaged=tuple(damaged))
+    return Subject(
+        str(path),
+        kind,
+        layers,
+        counts_batches=True,
+        missing=tuple(missing),
+        damaged=tuple(damaged),
+        checkpoint=checkpoint,
+    )
 
 
 def _layer(name: str, state: Mapping[str, Tensor], momentum: float | None) -> Layer:
@@ -112,7 +94,13 @@ def _layer(name: str, state: Mapping[str, Tensor], momentum: float | None) -> La
         momentum=momentum,
         num_batches_tracked=None if counter is None else int(counter),
         stored_as=str(state[f"{name}.running_var"].dtype).removeprefix("torch."),
+        frozen=any(_is_frozen(state.get(f"{name}.{word}")) for word in ("weight", "bias")),
     )
+
+
+def _is_frozen(tensor: Tensor | None) -> bool:
+    """Whether it is a parameter that was not trained, which a file tells only where parameters were saved whole."""
+    return isinstance(tensor, nn.Parameter) and not tensor.requires_grad
 
 
 def _bare_norms(state: Mapping[str, Tensor]) -> Iterator[str]:
@@ -134,47 +122,9 @@ def _bare_norms(state: Mapping[str, Tensor]) -> Iterator[str]:
             yield layer
 
 
-def _read_safetensors(path: Path) -> dict[str, Tensor]:
-    if not path.exists():
-        raise FileNotFoundError
-    with safe_open(path, framework="pt") as file:
-        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
-
-
-def _was_repaired(path: Path) -> bool:
-    if path.suffix != ".safetensors":
-        return False
-    with safe_open(path, framework="pt") as file:
-        return REPAIRED_KEY in (file.metadata() or {})
-
-
 def _as_repaired(subject: Subject) -> Subject:
     """The counters still tell of training, but nothing of the start is left."""
     return replace(subject, layers=tuple(replace(layer, initial_share=0.0) for layer in subject.layers))
-
-
-def _unpickle(path: Path) -> Any:
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch's remarks on old pickle protocols
-            return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        found = re.search(r"GLOBAL (\S+)|Unsupported (?:global|operand|class)[: ]+(\S+)", str(error))
-        what = f" ({next(word for word in found.groups() if word)})" if found else ""
-        raise FileRefused(
-            f"{path} holds pickled code{what} and was not run; save plain tensors: torch.save(model.state_dict(), …), "
-            "or safetensors"
-        ) from None
-
-
-def _state_of(path: Path, content: Any) -> dict[str, Tensor]:
-    """Find the state_dict in what training scripts save around it."""
-    for key in STATE_KEYS:
-        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
-            content = content[key]
-    if not isinstance(content, Mapping):
-        raise FileRefused(f"{path} holds a {type(content).__name__}, expected a state_dict")
-    return {str(name): value for name, value in content.items() if isinstance(value, Tensor)}
 
 
 def _manifest(model: onnx.ModelProto) -> Manifest | None:

@@ -78,9 +78,11 @@ def estimate(model: onnx.ModelProto, layers: Iterable[Layer], images: NDArray[np
     Mean and variance are over all images and pixels, merged from batches in float64 by Chan's rule
     (Chan, Golub, LeVeque 1983, equation 2.1), without Bessel's correction. `images` is what the model takes.
     """
-    found = []
-    for layer in layers:
-        node = next(one for one in norm_nodes(model.graph) if (one.name or one.output[0]) == layer.name)
+    found, by_name = [], {layer.name: layer for layer in layers}
+    for node in norm_nodes(model.graph):
+        layer = by_name.get(node.name or node.output[0])
+        if layer is None:
+            continue
         statistics = population(up_to(model, node.input[0]), images)
         zeros = np.zeros_like(statistics[0])
         before = layer.running_mean if layer.running_mean is not None else zeros
@@ -103,6 +105,14 @@ def population(model: onnx.ModelProto, images: NDArray[np.generic]) -> Statistic
         mean = mean + delta * added / (count + added)
         count += added
     return mean, squares / count
+
+
+def accuracy(model: onnx.ModelProto, inputs: NDArray[np.generic], targets: NDArray[np.int64]) -> float:
+    """Return the share of images whose largest score, of the one output (N, K, …), is their target's."""
+    run: Callable[..., NDArray[np.float32]] = open_engine(model.SerializeToString(), choose_device("cpu")).run
+    answers = [run(inputs[start : start + CHUNK]) for start in range(0, len(inputs), CHUNK)]
+    scores = np.concatenate(answers).reshape(len(inputs), -1)
+    return float((scores.argmax(1) == targets).mean())
 
 
 def up_to(model: onnx.ModelProto, name: str) -> onnx.ModelProto:

@@ -11,8 +11,8 @@ from onnx.reference import ReferenceEvaluator
 FLOATS = {TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE, TensorProto.BFLOAT16}
 # What exporters leave between a stored weight and its use: layout, types, and a BatchNorm written out in arithmetic.
 COMPUTED = frozenset({
-    "Identity", "Cast", "Reshape", "Squeeze", "Unsqueeze", "Transpose", "Flatten", "Concat", "Expand",
-    "Sqrt", "Reciprocal", "Neg", "Pow", "Add", "Sub", "Mul", "Div",
+    "Identity", "Cast", "CastLike", "Shape", "Reshape", "Squeeze", "Unsqueeze", "Transpose", "Flatten", "Concat",
+    "Expand", "Sqrt", "Reciprocal", "Neg", "Pow", "Add", "Sub", "Mul", "Div",
 })  # fmt: skip
 
 
@@ -33,7 +33,7 @@ class Constants:
         self._known: dict[str, NDArray[Any] | None] = {}
         for node in graph.node:
             if node.op_type == "Constant" or (
-                node.op_type in COMPUTED and node.domain in {"", "ai.onnx"} and all(map(self.has, node.input))
+                node.op_type in COMPUTED and node.domain in {"", "ai.onnx"} and all(map(self.has, _numbers(node)))
             ):
                 self._nodes |= dict.fromkeys(node.output, node)
 
@@ -77,13 +77,21 @@ class Constants:
     def _compute(self, node: NodeProto) -> NDArray[Any] | None:
         if node.op_type == "Constant":
             return _constant_node(node)
-        inputs = {name: self.array(name) for name in node.input if name}
+        inputs = {name: self.array(name) for name in _numbers(node) if name}
         if any(values is None for values in inputs.values()):
             return None
         first = self.floats(node.input[0])
-        if node.op_type == "Cast" and first is not None and _attribute(node, "to") in FLOATS:
+        to_float = node.op_type == "CastLike" or (node.op_type == "Cast" and _attribute(node, "to") in FLOATS)
+        if to_float and first is not None:
             return first
+        if node.op_type == "CastLike":
+            return None  # to a type that only the other input tells
         return _evaluate(node, inputs, self._opset)
+
+
+def _numbers(node: NodeProto) -> list[str]:
+    """Return the inputs whose numbers a node reads; of the second of CastLike it reads the type alone."""
+    return list(node.input[:1] if node.op_type == "CastLike" else node.input)
 
 
 def _attribute(node: NodeProto, name: str) -> Any:

@@ -3,7 +3,7 @@
 import hashlib
 import importlib
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -16,8 +16,9 @@ from torch import nn
 from service.manifest import Manifest
 from service.preprocessing import Preprocessing
 from training import card
+from training.doctor.checkpoints import Checkpoint, read_checkpoint
 from training.doctor.examine import examine
-from training.doctor.read import read_state, state_subject
+from training.doctor.read import state_subject
 from training.doctor.text import as_text
 from training.errors import ExportRefused, FileRefused, UsageError
 from training.exact.options import ExactOptions
@@ -77,22 +78,33 @@ def load_module(function: str, checkpoint: Path, say: Callable[[str], None] = pr
     Raises UsageError where the function gives no module, FileRefused where the checkpoint is another network's,
     ExportRefused for the doctor's errors.
     """
-    network = _call(function)
-    state = read_state(checkpoint)
+    network = call_function(function)
+    found = read_checkpoint(checkpoint)
     momentum = next((norm.momentum for _, norm in batch_norms(network)), None)
-    report = examine(state_subject(checkpoint, state, momentum, "checkpoint"))
+    report = examine(state_subject(checkpoint, found, momentum, "checkpoint"))
     if report.errors:
         say(as_text(report))
         raise ExportRefused(f"{checkpoint} would answer wrongly: {report.errors[0].title}; nothing was written")
+    return fit(network, found, checkpoint, function)
+
+
+def fit(
+    network: nn.Module, found: Checkpoint, path: Path, function: str, *, lacking: Collection[str] = ()
+) -> nn.Module:
+    """Load a checkpoint into its network, and return it in evaluation mode; buffers `lacking` keep their start.
+
+    Raises FileRefused where the checkpoint is another network's.
+    """
+    own = network.state_dict()
     try:
-        network.load_state_dict(state)
+        network.load_state_dict({**{name: own[name] for name in lacking if name in own}, **found.state})
     except RuntimeError as error:
         reason = str(error).splitlines()[1].strip() if "\n" in str(error) else str(error)
-        raise FileRefused(f"{checkpoint} does not fit {function}: {reason}") from None
+        raise FileRefused(f"{path} does not fit {function}: {reason}") from None
     return network.float().eval()
 
 
-def _call(function: str) -> nn.Module:
+def call_function(function: str) -> nn.Module:
     """Import and call what PACKAGE.MODULE:FUNCTION names; the current folder is looked in too, as Python does."""
     module_name, _, name = function.partition(":")
     if str(Path.cwd()) not in sys.path:

@@ -13,6 +13,7 @@ from foreign_support import Graph, network
 from onnx import external_data_helper
 
 from foldserve.cli import main
+from training.doctor.findings import CHECKS
 
 
 def test_a_healthy_file_exits_with_0_and_a_broken_one_with_1(tmp_path: Path, capsys):
@@ -31,6 +32,38 @@ def test_json_has_every_finding_with_its_words(tmp_path: Path, capsys):
     for finding in report["findings"]:
         assert finding["severity"] == "warning"
         assert all(finding[key] for key in ("check", "title", "observed", "explanation", "mend"))
+
+
+def test_the_report_as_json_keeps_its_keys(tmp_path: Path, capsys):
+    """Who reads it with a machine relies on these; a change needs another number in `schema`."""
+    main(["inspect", str(Graph(training_mode=True).write(tmp_path)), "--json"])
+    report = json.loads(capsys.readouterr().out)
+    assert report["schema"] == 1
+    assert report.keys() == {
+        "schema", "path", "kind", "layers", "folded", "findings", "notes", "data", "errors", "warnings"
+    }  # fmt: skip
+    words = {"check", "severity", "title", "observed", "where", "explanation", "mend"}
+    assert all(finding.keys() == words for finding in report["findings"])
+    assert [finding["severity"] for finding in report["findings"]] == ["error"]
+
+
+ERRORS = {
+    "statistics-missing", "never-updated", "initial-statistics", "not-finite", "negative-variance", "training-mode",
+    "batch-statistics",
+}  # fmt: skip
+
+
+def test_errors_are_what_gives_wrong_answers_and_the_rest_are_warnings():
+    """Missing, never updated, over 10 % initial, not finite or negative, training mode, statistics of the batch."""
+    assert {name for name, check in CHECKS.items() if check.severity == "error"} == ERRORS
+    assert {check.severity for check in CHECKS.values()} == {"error", "warning"}
+    assert all(check.title and check.explanation and check.mend for check in CHECKS.values())
+
+
+def test_every_check_is_documented_with_its_severity():
+    page = (Path(__file__).parents[3] / "docs" / "inspect.md").read_text(encoding="utf-8")
+    rows = {line.split("|")[1].strip(): line.split("|")[2].strip() for line in page.splitlines() if line[:3] == "| `"}
+    assert {name: rows[f"`{name}`"] for name in CHECKS} == {name: check.severity for name, check in CHECKS.items()}
 
 
 def test_the_page_needs_no_other_file_and_escapes_what_the_model_brings(tmp_path: Path):

@@ -8,6 +8,7 @@ import pytest
 from foreign_support import FILTERS, Graph, network, torch_export
 from onnx import TensorProto, helper
 
+from benchmarks.fold_sketch import Sketch
 from training.doctor.examine import inspect
 from training.packaging import Exported
 
@@ -79,6 +80,26 @@ def test_a_torch_export_without_running_statistics_is_found(tmp_path: Path):
 def test_a_torch_export_in_training_mode_is_found(tmp_path: Path):
     path = torch_export(network(), tmp_path / "torch.onnx", dynamo=False, training=True)
     assert {finding.check for finding in inspect(path).errors} == {"training-mode"}
+
+
+def test_a_dropout_in_training_mode_is_found(tmp_path: Path):
+    model = Graph(dropout=True).model()
+    node = next(node for node in model.graph.node if node.op_type == "Dropout")
+    node.input.extend(["", "drops"])
+    model.graph.initializer.append(onnx.numpy_helper.from_array(np.array(True), "drops"))
+    onnx.save(model, tmp_path / "drops.onnx")
+    found = {finding.check: finding.severity for finding in inspect(tmp_path / "drops.onnx").findings}
+    assert found["active-dropout"] == "warning"
+
+
+def test_unfolded_names_what_folding_would_take_away_and_nothing_else(tmp_path: Path):
+    s = Sketch(3)
+    pooled = s.norm(s.node("AveragePool", s.conv("images"), kernel_shape=[2, 2]))  # folds past the pooling
+    kept = s.norm(s.node("Sigmoid", pooled))  # nothing can take this one in
+    before = s.norm(s.node("Sigmoid", kept))  # goes into the convolution behind it
+    onnx.save(s.model(s.conv(before)), tmp_path / "three.onnx")
+    (finding,) = [one for one in inspect(tmp_path / "three.onnx").findings if one.check == "unfolded"]
+    assert finding.where == ("batchnormalization2", "batchnormalization6")
 
 
 def test_two_batchnorms_with_one_set_of_statistics_are_named(tmp_path: Path):

@@ -77,7 +77,7 @@ def test_a_momentum_that_the_numbers_contradict_is_refused(tmp_path: Path, cold,
 
 @pytest.mark.parametrize(
     ("arguments", "code", "words"),
-    [([], 1, "--momentum"), (["--momentum", "0.1", "--data", "."], 2, "has no graph")],
+    [([], 1, "--momentum"), (["--momentum", "0.1", "--data", "."], 2, "--network PACKAGE.MODULE:FUNCTION")],
 )
 def test_what_cannot_be_mended_is_said(tmp_path: Path, cold, capsys, arguments, code: int, words: str):
     path, _ = cold

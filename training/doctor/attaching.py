@@ -1,0 +1,115 @@
+"""Gives a checkpoint its network: its BatchNorm layers by their own word, and a graph that images can run through."""
+
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import onnx
+import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from training.doctor.graph import norm_nodes
+from training.doctor.norms import Layer, Subject
+from training.errors import FileRefused, UsageError
+from training.export import OPSET, quiet
+from training.importing.module import call_function, fit
+from training.importing.preprocessing import Wishes, choose
+from training.normalization import batch_norms
+from training.run import load_run
+
+BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
+
+
+def attach(
+    subject: Subject, function: str | None, wishes: Wishes, *, for_images: bool, say: Callable[[str], None]
+) -> tuple[Subject, Wishes]:
+    """Return a checkpoint's subject with its network, and how its images are prepared.
+
+    `function` is PACKAGE.MODULE:FUNCTION; a run folder knows its network and its preprocessing. An ONNX file is a graph
+    already and comes back as it is. `for_images`: make a graph too.
+    Raises UsageError where there is no network to be had, FileRefused where it is another one.
+    """
+    path = Path(subject.path)
+    if subject.checkpoint is None:
+        if function is not None:
+            raise UsageError(f"{path} has its own graph; --network is for checkpoints")
+        return subject, wishes
+    if function is None and not path.is_dir():
+        raise UsageError(
+            f"{path} has no graph to run images through; name its network: --network PACKAGE.MODULE:FUNCTION"
+        )
+    size: tuple[int, int] | None = None
+    if function is not None:
+        lacking = [f"{name}.{word}" for name in subject.missing for word in BUFFERS]
+        network = fit(call_function(function), subject.checkpoint, path, function, lacking=lacking)
+    else:
+        trained = load_run(path)
+        network, size = trained.network, trained.dataset.preprocessing.size
+        wishes = replace(wishes, mean=wishes.mean or trained.pixels.mean, std=wishes.std or trained.pixels.std)
+    attached = _with_network(subject, network)
+    if not for_images:
+        return attached, wishes
+    spec, notes = choose(wishes, _channels(network), size)
+    for note in notes:
+        say(f"note     {note}")
+    model = as_graph(network, spec.size)
+    return replace(attached, model=model, layers=_in_order(attached.layers, model)), wishes
+
+
+def as_graph(network: nn.Module, size: tuple[int, int]) -> onnx.ModelProto:
+    """Convert a network, BatchNorm and all, for images (batch, channels, *size); each BatchNorm keeps its name.
+
+    The exporter's optimizer stays off, for it folds BatchNorm away. Raises FileRefused for what cannot be converted.
+    """
+    try:
+        with quiet():
+            program = torch.onnx.export(
+                network.eval(),
+                (torch.zeros(2, _channels(network), *size),),
+                dynamic_shapes=({0: torch.export.Dim("batch")},),
+                opset_version=OPSET,
+                dynamo=True,
+                optimize=False,
+                external_data=False,
+                verbose=False,
+            )
+    except Exception as error:  # the exporter runs the network's own code, which may raise anything
+        reason = str(error).strip().partition("\n")[0]
+        raise FileRefused(f"the network cannot be converted to run images through it: {reason}") from error
+    assert program is not None
+    _name_norms(program.model_proto)
+    return program.model_proto
+
+
+def _with_network(subject: Subject, network: nn.Module) -> Subject:
+    """Let the network tell momentum and eps; layers whose statistics the file lacks come without numbers."""
+    known = {layer.name: layer for layer in subject.layers}
+    layers = tuple(_told(known.get(name, Layer(name)), norm) for name, norm in batch_norms(network))
+    return replace(subject, layers=layers, network=network)
+
+
+def _told(layer: Layer, norm: _BatchNorm) -> Layer:
+    momentum = norm.momentum if layer.momentum is None else layer.momentum
+    frozen = layer.frozen or any(one is not None and not one.requires_grad for one in (norm.weight, norm.bias))
+    return replace(layer, momentum=momentum, eps=norm.eps, frozen=frozen)
+
+
+def _channels(network: nn.Module) -> int:
+    return next((one.in_channels for one in network.modules() if isinstance(one, nn.Conv2d)), 3)
+
+
+def _name_norms(model: onnx.ModelProto) -> None:
+    """Call each node as its module; a module that is called again gets a number."""
+    seen: dict[str, int] = defaultdict(int)
+    for node in norm_nodes(model.graph):
+        name = node.input[3].removesuffix(".running_mean")
+        seen[name] += 1
+        node.name = name if seen[name] == 1 else f"{name}, call {seen[name]}"
+
+
+def _in_order(layers: tuple[Layer, ...], model: onnx.ModelProto) -> tuple[Layer, ...]:
+    """Return the layers in the order in which the graph runs them; those that it never calls are left out."""
+    by_name = {layer.name: layer for layer in layers}
+    return tuple(by_name[node.name] for node in norm_nodes(model.graph) if node.name in by_name)
