@@ -10,7 +10,7 @@ body{font:16px/1.5 system-ui,sans-serif;color:#222;background:#fff;max-width:60r
 h1{font-size:1.6rem;margin-bottom:.2rem}h2{font-size:1.15rem;margin-top:2rem}p.lead{color:#555;margin-top:0}
 img{max-width:100%;height:auto}div.wide{overflow-x:auto}
 table{border-collapse:collapse;font-size:.9rem}th,td{padding:.3rem .7rem;text-align:right;border-bottom:1px solid #ddd}
-th:first-child,td:first-child{text-align:left}th{border-bottom:2px solid #999}
+td{white-space:nowrap}th:first-child,td:first-child{text-align:left}th{border-bottom:2px solid #999}
 @media(prefers-color-scheme:dark){body{color:#ddd;background:#181818}p.lead{color:#aaa}img{background:#fff}}
 """
 

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from training.comparison.experiments import Experiment, Scale, Variant
@@ -51,7 +51,8 @@ def compare(
             keep_trial(path, trial, config)
             say(f"{number}/{len(configs)}  {_words(trial)}")
         trials[variant.name].append(trial)
-    return tell(plan.name, plan.experiment, plan.variants, trials, plan.scale, folder)
+    as_run = replace(plan.experiment, base=plan.experiment.base.with_values(plan.changes))
+    return tell(plan.name, as_run, plan.variants, trials, plan.scale, folder)
 
 
 def dry_run(plan: Plan, *, data_dir: Path | None = None, say: Callable[[str], None] = print) -> None:

@@ -32,9 +32,11 @@ def tell(
     """Write table, pictures and page into `folder`; return the files. Raises RunError when the disk refuses."""
     pictures = _pictures(name, experiment, variants, trials)
     table = summary(experiment, variants, trials)
+    where = " of each domain" if domain_names(trials) else ""
     lead = (
         f"{experiment.question} Each variant: {scale.seeds} seeds, {scale.images:,} training images shown, looked at "
-        f"{scale.evaluations} times on {scale.test_images:,} test images. Mean ± sample deviation over seeds."
+        f"{scale.evaluations} times on at most {scale.test_images:,} test images{where}. Mean ± sample deviation over "
+        "seeds."
     )
     sections = [
         Section(
@@ -57,7 +59,7 @@ def tell(
 
 def summary(experiment: Experiment, variants: Sequence[Variant], trials: Mapping[str, Sequence[Trial]]) -> Table:
     """Return what came of each variant: final accuracy, and for curves the way to the targets."""
-    is_warming = any(look.corrected != look.accuracy for same in trials.values() for one in same for look in one.looks)
+    is_warming = any(one.final.corrected != one.final.accuracy for same in trials.values() for one in same)
     domains = domain_names(trials)
     head = ["variant", "test accuracy", *domains] + (["with corrected statistics"] if is_warming else [])
     if experiment.kind == "curves":
@@ -89,7 +91,9 @@ def _pictures(
 
 
 def _settings(experiment: Experiment) -> Table:
-    return Table(["key", "value"], [[key, str(value)] for key, value in asdict(experiment.base).items()])
+    varied = {key for variant in experiment.variants for key in variant.values}
+    shared = {key: str(value) for key, value in asdict(experiment.base).items() if key not in varied}
+    return Table(["key", "value"], [list(pair) for pair in shared.items()])
 
 
 def _csv(trials: Mapping[str, Sequence[Trial]]) -> bytes:

@@ -11,12 +11,12 @@ import torch
 from training.batches import Batches, epoch_steps
 from training.comparison.experiments import Scale
 from training.config import TrainConfig
-from training.data import Dataset, Split, limited
+from training.data import Dataset, Split, concatenated, limited
 from training.errors import RunError
+from training.fitting import score_domains
 from training.learner import Learner
 from training.loop import Progress, Tally, choose_device, continue_epoch, evaluate
 from training.normalization import batch_norms, initial_share
-from training.normalization.domains import active
 from training.normalization.running import correction
 from training.run import prepare
 
@@ -58,18 +58,19 @@ class _EnoughSteps(Exception):
 def run_trial(variant: str, config: TrainConfig, dataset: Dataset, scale: Scale) -> Trial:
     """Train one variant from scratch on `scale.images` images and look at the test set now and again."""
     learner, training, _ = prepare(config, dataset, choose_device(config.device))
-    tests = {name: Batches.on(learner.device, part) for name, part in _test_parts(dataset, scale.test_images).items()}
+    test = Batches.on(learner.device, _test_part(dataset, scale.test_images))
     steps = math.ceil(scale.images / config.batch_size)
     learner.config = replace(config, epochs=math.ceil(steps / epoch_steps(training, config)))  # schedules end with it
-    watch = _Watch(learner, tests, steps, scale.evaluations)
+    watch = _Watch(learner, test, dataset.domains, steps, scale.evaluations)
     diverged = _train(learner, training, watch)
     return Trial(variant, config.seed, watch.step, tuple(watch.looks), diverged)
 
 
-def _test_parts(dataset: Dataset, most: int) -> dict[str, Split]:
-    """Return at most so many test images of each domain, stratified; under the set's name where it has no domains."""
-    parts = {name: dataset.of_domain(name).test for name in dataset.domains} or {dataset.name: dataset.test}
-    return {name: limited(part, most, seed=0) for name, part in parts.items()}
+def _test_part(dataset: Dataset, most: int) -> Split:
+    """Return at most so many test images, stratified; of several domains, so many of each."""
+    if not dataset.domains:
+        return limited(dataset.test, most, seed=0)
+    return concatenated([limited(dataset.of_domain(name).test, most, seed=0) for name in dataset.domains])
 
 
 def _train(learner: Learner, training: Batches, watch: "_Watch") -> bool:
@@ -87,10 +88,11 @@ def _train(learner: Learner, training: Batches, watch: "_Watch") -> bool:
 class _Watch:
     """Counts steps, looks where it is due, and keeps the clock of training alone."""
 
-    def __init__(self, learner: Learner, tests: dict[str, Batches], steps: int, evaluations: int) -> None:
+    def __init__(self, learner: Learner, test: Batches, domains: tuple[str, ...], steps: int, evaluations: int) -> None:
         self.looks: list[Look] = []
         self.step = 0
-        self._model, self._tests, self._steps = learner.model, tests, steps
+        self._learner, self._model, self._test, self._domains = learner, learner.model, test, domains
+        self._steps = steps
         self._due = {math.ceil(steps * (one + 1) / evaluations) for one in range(evaluations)}
         self._seconds, self._since = 0.0, 0.0
 
@@ -111,17 +113,16 @@ class _Watch:
         with correction(self._model, is_on=True):
             corrected = self._scores() if self._is_warming() else scores
         self._model.train(was_training)
-        domains = scores if len(scores) > 1 else {}
-        seconds = round(self._seconds, 3)
-        self.looks.append(Look(self.step, seconds, fmean(scores.values()), fmean(corrected.values()), domains))
+        domains, seconds = dict(zip(self._domains, scores, strict=False)), round(self._seconds, 3)
+        self.looks.append(Look(self.step, seconds, fmean(scores), fmean(corrected), domains))
         self._since = perf_counter()
 
-    def _scores(self) -> dict[str, float]:
-        found = {}
-        for domain, batches in self._tests.items():
-            with active(self._model, domain):
-                found[domain] = evaluate(self._model, batches).accuracy
-        return found
+    def _scores(self) -> list[float]:
+        """Return the accuracy on each domain, or the one there is."""
+        if not self._domains:
+            return [evaluate(self._model, self._test).accuracy]
+        found = score_domains(self._model, self._learner.network, self._test, self._domains)
+        return [score.accuracy for score in found]
 
     def _is_warming(self) -> bool:
         """True while more than a float32's rounding of the initial statistics is left anywhere."""

@@ -6,13 +6,14 @@ looked at once, at the end. Readers by format: `idx`, `cifar`, `svhn`, `folders`
 
 from training.data.idx import IDX_SOURCES, IdxSource, find_idx, read_idx
 from training.data.loading import dataset_names, load
-from training.data.parts import Dataset, Split, hold_out, limited
+from training.data.parts import Dataset, Split, concatenated, hold_out, limited
 
 __all__ = [
     "IDX_SOURCES",
     "Dataset",
     "IdxSource",
     "Split",
+    "concatenated",
     "dataset_names",
     "find_idx",
     "hold_out",

@@ -14,7 +14,7 @@ from training.config import TrainConfig, data_folders
 from training.data import cifar, svhn
 from training.data.folders import folder_preprocessing, read_folder
 from training.data.idx import IDX_SOURCES, find_idx, read_pair
-from training.data.parts import TEN_DIGITS, Dataset, Split, hold_out, limited, neutral
+from training.data.parts import TEN_DIGITS, Dataset, Split, concatenated, hold_out, limited, neutral
 from training.errors import DataError, UsageError
 
 FOLDER = "folder:"
@@ -174,7 +174,7 @@ def _as_domains(sets: list[Dataset], domains: list[str], name: str, spec: Prepro
     ):
         raise DataError(f"{name}: domains are kept in memory; raise resident_mib, or lower size or limit_images")
     parts: dict[str, Any] = {
-        part: _concatenated([getattr(one, part) for one in sets]) for part in ("training", "validation", "test")
+        part: concatenated([getattr(one, part) for one in sets]) for part in ("training", "validation", "test")
     }
     return Dataset(
         name,
@@ -185,14 +185,6 @@ def _as_domains(sets: list[Dataset], domains: list[str], name: str, spec: Prepro
         domains=tuple(domains),
         skipped=tuple(path for one in sets for path in one.skipped),
         **parts,
-    )
-
-
-def _concatenated(splits: list[Split]) -> Split:
-    return Split(
-        np.concatenate([split.images for split in splits]),
-        np.concatenate([split.targets for split in splits]),
-        np.concatenate([np.full(len(split), index, np.int64) for index, split in enumerate(splits)]),
     )
 
 

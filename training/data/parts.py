@@ -109,6 +109,15 @@ def limited(split: Split, count: int, seed: int) -> Split:
     return split if count in {0, len(split)} or count > len(split) else hold_out(split, count, seed)[1]
 
 
+def concatenated(splits: Sequence[Split]) -> Split:
+    """Return the images of several splits in memory as one, a domain each."""
+    return Split(
+        np.concatenate([split.images for split in splits]),
+        np.concatenate([split.targets for split in splits]),
+        np.concatenate([np.full(len(split), index, np.int64) for index, split in enumerate(splits)]),
+    )
+
+
 def check_classes(split: Split, labels: Sequence[str], where: str) -> None:
     """Raise DataError where a class has no image to learn from."""
     counts = np.bincount(split.targets, minlength=len(labels))

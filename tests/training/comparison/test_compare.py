@@ -61,6 +61,8 @@ def test_the_page_holds_everything_and_asks_nobody(compared: Path):
     assert not re.search(r"https?://|//[a-z]|@import|url\(", re.sub(r"base64,[^\"]*", "", page))
     assert "batch" in page
     assert "steps to 98%" in page
+    assert "<td>dataset</td><td>digits</td>" in page, "what is held still is what was run, not the preset's own"
+    assert "<td>norm</td>" not in page, "what is varied is not held still"
 
 
 def test_what_was_run_is_kept_and_only_the_rest_is_run(compared: Path, tmp_path: Path, capsys):
