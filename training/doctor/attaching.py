@@ -42,8 +42,9 @@ def attach(
         )
     size: tuple[int, int] | None = None
     if function is not None:
-        lacking = [f"{name}.{word}" for name in subject.missing for word in BUFFERS]
-        network = fit(call_function(function), subject.checkpoint, path, function, lacking=lacking)
+        network = call_function(function)
+        lacking = [f"{name}.{word}" for name, _ in batch_norms(network) for word in BUFFERS]
+        network = fit(network, subject.checkpoint, path, function, lacking=lacking)
     else:
         trained = load_run(path)
         network, size = trained.network, trained.dataset.preprocessing.size
@@ -79,15 +80,17 @@ def as_graph(network: nn.Module, size: tuple[int, int]) -> onnx.ModelProto:
         reason = str(error).strip().partition("\n")[0]
         raise FileRefused(f"the network cannot be converted to run images through it: {reason}") from error
     assert program is not None
-    _name_norms(program.model_proto)
-    return program.model_proto
+    model = program.model_proto  # made anew at each access
+    _name_norms(model)
+    return model
 
 
 def _with_network(subject: Subject, network: nn.Module) -> Subject:
-    """Let the network tell momentum and eps; layers whose statistics the file lacks come without numbers."""
+    """Let the network tell names, momentum and eps; layers whose statistics the file lacks come without numbers."""
     known = {layer.name: layer for layer in subject.layers}
     layers = tuple(_told(known.get(name, Layer(name)), norm) for name, norm in batch_norms(network))
-    return replace(subject, layers=layers, network=network)
+    missing = tuple(layer.name for layer in layers if layer.name not in known)
+    return replace(subject, layers=layers, missing=missing, network=network)
 
 
 def _told(layer: Layer, norm: _BatchNorm) -> Layer:

@@ -27,7 +27,8 @@ def examine_history(subject: Subject) -> Iterator[Finding]:
 
 
 def _counters(subject: Subject) -> Iterator[Finding]:
-    counts = {layer.name: layer.num_batches_tracked for layer in subject.layers}
+    complete = [layer for layer in subject.layers if layer.name not in subject.missing]
+    counts = {layer.name: layer.num_batches_tracked for layer in complete}
     if subject.counts_batches and (absent := [name for name, count in counts.items() if count is None]):
         yield finding("counter-missing", f"{len(absent)} layers" if len(absent) > 1 else "1 layer", absent)
     tally = Counter(count for count in counts.values() if count)  # 0 is an error of its own

@@ -9,6 +9,7 @@ import pytest
 import torch
 from foreign_support import CLASSES, SIDE, Network, torch_export
 from PIL import Image
+from training_support import quick_trained
 
 from foldserve.cli import main
 
@@ -50,6 +51,13 @@ def trained() -> Network:
         for _ in range(50):
             model(images)
     return model.eval()
+
+
+@pytest.fixture(scope="module")
+def trained_run(base: Path) -> dict[str, np.ndarray]:
+    """Images of the run's own data, 64 of them."""
+    split = quick_trained(base).dataset.test
+    return {"images": split.images[:64], "targets": split.targets[:64]}
 
 
 def checks(capsys, path: Path, data: Path, *flags: str) -> tuple[dict[str, str], dict]:
@@ -103,6 +111,52 @@ def test_statistics_that_left_their_weights_show_drift_and_cost_accuracy(tmp_pat
     assert {"drift", "accuracy"} <= set(found)
     assert seen["accuracy"]["batch"] == 1
     assert [one["far"] for one in seen["drift"]] == sorted((one["far"] for one in seen["drift"]), reverse=True)
+
+
+def saved(model: Network, path: Path) -> Path:
+    torch.save({"state_dict": model.state_dict(), "epoch": 60}, path)
+    return path
+
+
+NETWORK = ["--network", "foreign_support:build_network", "--size", str(SIDE)]
+
+
+def test_a_checkpoint_with_its_network_shows_what_its_export_shows(tmp_path: Path, trained, data: Path, capsys):
+    bad = copy.deepcopy(trained)
+    with torch.no_grad():
+        bad.bn2.running_mean.fill_(50)
+    exported = torch_export(bad, tmp_path / "bad.onnx", dynamo=False)
+    wanted, by_graph = checks(capsys, exported, data, *RIGHT)
+    found, by_network = checks(capsys, saved(bad, tmp_path / "bad.pt"), data, *RIGHT, *NETWORK)
+    assert {"drift", "accuracy"} <= set(found)
+    assert found["accuracy"] == wanted["accuracy"]
+    assert {one["layer"] for one in by_network["drift"]} == {"bn1", "bn2"}
+    assert [one["far"] for one in by_network["drift"]] == [one["far"] for one in by_graph["drift"]]
+
+
+def test_a_run_folder_knows_its_network_and_its_preprocessing(tmp_path: Path, finished_run: Path, trained_run, capsys):
+    for index, (image, target) in enumerate(zip(*(trained_run[name] for name in ("images", "targets")), strict=True)):
+        (tmp_path / str(target)).mkdir(exist_ok=True)
+        Image.fromarray(image[..., 0]).save(tmp_path / str(target) / f"{index:02}.png")
+    found, seen = checks(capsys, finished_run, tmp_path)
+    assert not {"drift", "preprocessing", "accuracy"} & set(found)
+    assert seen["accuracy"]["running"] > 0.8
+    assert len(seen["drift"]) == 4
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [(["--data", "."], "--network PACKAGE.MODULE:FUNCTION"), (["--network", "foreign_support:nobody"], "nobody")],
+)
+def test_a_network_that_is_not_named_or_not_there_is_wrong_usage(tmp_path: Path, trained, capsys, arguments, words):
+    assert main(["inspect", str(saved(trained, tmp_path / "network.pt")), *arguments]) == 2
+    assert words in capsys.readouterr().err
+
+
+def test_another_network_than_the_checkpoints_is_refused(tmp_path: Path, capsys):
+    torch.save(torch.nn.Sequential(torch.nn.BatchNorm2d(3)).state_dict(), tmp_path / "other.pt")
+    assert main(["inspect", str(tmp_path / "other.pt"), "--network", "foreign_support:build_network"]) == 1
+    assert "does not fit foreign_support:build_network" in capsys.readouterr().err
 
 
 def test_the_page_draws_the_worst_channels(tmp_path: Path, trained, data: Path):

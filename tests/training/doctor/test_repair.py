@@ -1,12 +1,14 @@
 """`foldserve repair`: what it takes out is exactly what was left of the start; what it gathers is the population."""
 
+import re
+import shutil
 from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
 import torch
-from foreign_support import SIDE, Graph, Network, network, torch_export
+from foreign_support import CLASSES, SIDE, Graph, Network, network, torch_export
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
@@ -125,3 +127,77 @@ def test_statistics_gathered_from_images_are_those_of_the_population(tmp_path: P
         np.testing.assert_allclose(layer.running_mean, features.mean((0, 2, 3)), atol=1e-5)
         np.testing.assert_allclose(layer.running_var, features.var((0, 2, 3), unbiased=False), rtol=1e-5)
     assert len(onnx.load(out).graph.node) == len(onnx.load(path).graph.node)
+
+
+def classes_by_brightness(folder: Path, count: int) -> Path:
+    """Write images of four classes that differ in brightness, in a folder for each."""
+    random = np.random.default_rng(0)
+    for index in range(count):
+        target = index % CLASSES
+        (folder / str(target)).mkdir(parents=True, exist_ok=True)
+        image = random.normal(40 + 50 * target, 10, (SIDE, SIDE, 3)).clip(0, 255).astype(np.uint8)
+        Image.fromarray(image).save(folder / str(target) / f"{index:03}.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def learnt(tmp_path_factory) -> tuple[Path, Path]:
+    """A folder of images, and the trainable parameters alone of a network that tells them apart."""
+    folder = tmp_path_factory.mktemp("repair")
+    data = classes_by_brightness(folder / "data", 80)
+    pixels = np.stack([np.array(Image.open(path)) for path in sorted(data.rglob("*.png"))])
+    targets = torch.tensor([int(path.parent.name) for path in sorted(data.rglob("*.png"))])
+    images = torch.from_numpy(pixels / 255).float().permute(0, 3, 1, 2)
+    torch.manual_seed(0)
+    model = Network()
+    optimizer = torch.optim.Adam(model.parameters(), 0.02)
+    for _ in range(80):
+        optimizer.zero_grad()
+        torch.nn.functional.cross_entropy(model(images), targets).backward()
+        optimizer.step()
+    path = folder / "parameters.pt"
+    torch.save(dict(model.named_parameters()), path)
+    return data, path
+
+
+NETWORK = ["--network", "foreign_support:build_network", "--size", str(SIDE)]
+
+
+def test_a_checkpoint_without_statistics_gets_them_from_images_and_labels_again(tmp_path: Path, learnt, capsys):
+    data, path = learnt
+    out = tmp_path / "mended.safetensors"
+    assert [one.check for one in inspect(path).errors] == ["statistics-missing"]
+    assert main(["repair", str(path), "--out", str(out), "--data", str(data), *NETWORK]) == 0
+    told = re.search(r"accuracy on 40 other images: ([\d.]+)% before, ([\d.]+)% after", capsys.readouterr().out)
+    assert told is not None
+    before, after = float(told[1]), float(told[2])
+    assert before <= 50
+    assert after >= 95
+    assert inspect(out).errors == ()
+    assert set(load_file(out)) == set(Network().state_dict())
+
+
+def test_statistics_that_label_worse_are_not_written(tmp_path: Path, learnt, capsys):
+    data, path = learnt
+    good, worse = tmp_path / "good.safetensors", tmp_path / "worse.safetensors"
+    assert main(["repair", str(path), "--out", str(good), "--data", str(data), *NETWORK]) == 0
+    swapped = tmp_path / "swapped"  # the folders' names are the classes, so these are all wrong after a right repair
+    for index, folder in enumerate(sorted(data.iterdir())):
+        shutil.copytree(folder, swapped / f"{(index + 1) % CLASSES}")
+    state = load_file(good)
+    state["bn2.running_mean"] += 1e3  # every ReLU behind it is dead, and the one class that is left is right by chance
+    save_file(state, tmp_path / "dead.safetensors")
+    capsys.readouterr()
+    arguments = ["repair", str(tmp_path / "dead.safetensors"), "--out", str(worse), "--data", str(swapped), *NETWORK]
+    assert main(arguments) == 1
+    assert "nothing was written" in capsys.readouterr().err
+    assert not worse.exists()
+
+
+def test_a_network_tells_the_momentum_that_an_exact_repair_needs(tmp_path: Path, cold):
+    path, wanted = cold
+    out = tmp_path / "mended.safetensors"
+    assert main(["repair", str(path), "--out", str(out), "--network", "foreign_support:build_network"]) == 0
+    mended = load_file(out)
+    for name, values in wanted.items():
+        np.testing.assert_allclose(mended[name].double(), values, rtol=15 * 2**-23, atol=15 * 2**-23)
