@@ -50,11 +50,9 @@ def legend(axes: Axes, *, entries: int) -> None:
     axes.legend(frameon=False, fontsize=9, ncols=2 if entries > 5 else 1, loc="best")
 
 
-def band(axes: Axes, places: Sequence[float], means: Sequence[float], deviations: Sequence[float], colour: str) -> None:
-    """Shade one deviation around a curve."""
-    low = [mean - deviation for mean, deviation in zip(means, deviations, strict=True)]
-    high = [min(1.0, mean + deviation) for mean, deviation in zip(means, deviations, strict=True)]
-    axes.fill_between(places, low, high, color=colour, alpha=0.15, linewidth=0)
+def band(axes: Axes, places: Sequence[float], lows: Sequence[float], highs: Sequence[float], colour: str) -> None:
+    """Shade what lies between two curves."""
+    axes.fill_between(places, lows, highs, color=colour, alpha=0.15, linewidth=0)
 
 
 def png(canvas: Figure) -> bytes:

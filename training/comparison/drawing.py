@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from statistics import fmean, stdev
+from statistics import fmean
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -12,13 +12,13 @@ from numpy.typing import ArrayLike, NDArray
 from training.comparison.experiments import Experiment, Variant
 from training.comparison.results import TARGETS, domain_names
 from training.comparison.trial import Trial
-from training.pictures import COLOURS, MARKERS, band, figure, legend, panels, percent, png
+from training.pictures import COLOURS, MARKERS, band, figure, legend, panels, png
 
 Trials = Mapping[str, Sequence[Trial]]
 
 
 def draw_curves(experiment: Experiment, variants: Sequence[Variant], trials: Trials, *, over: str) -> bytes:
-    """Return a PNG of test accuracy over `step` or `seconds`, mean and one deviation; a plot for each domain.
+    """Return a PNG of test accuracy over `step` or `seconds`, mean and range over seeds; a plot for each domain.
 
     Errors are on a log scale: there 98 % and 99 % are as far apart as 90 % and 95 %, so both ends of a run can be read.
     """
@@ -52,7 +52,7 @@ def draw_sweep(experiment: Experiment, variants: Sequence[Variant], trials: Tria
     axes.xaxis.set_minor_locator(NullLocator())
     axes.set_xlabel(experiment.axis)
     axes.set_ylabel("test accuracy at the end")
-    percent(axes, decimals=0)
+    _error_scale(axes)
     legend(axes, entries=len(lines))
     return png(canvas)
 
@@ -79,9 +79,8 @@ def _curve(axes: Axes, variant: Variant, trials: Sequence[Trial], over: str, col
     places = [fmean(getattr(look, over) for look in same) for same in looks]
     accuracies = [[look.domains[domain] if domain else look.accuracy for look in same] for same in looks]
     means = [fmean(same) for same in accuracies]
-    deviations = [stdev(same) if len(same) > 1 else 0.0 for same in accuracies]
     axes.plot(places, means, color=colour, linewidth=2, label=variant.series or variant.name)
-    band(axes, places, means, deviations, colour)
+    band(axes, places, [min(same) for same in accuracies], [max(same) for same in accuracies], colour)
     corrected = [fmean(look.corrected for look in same) for same in looks]
     if not domain and max(abs(one - other) for one, other in zip(corrected, means, strict=True)) > 0.005:
         axes.plot(places, corrected, color=colour, linewidth=1.5, linestyle=":", label="  its statistics corrected")

@@ -129,6 +129,7 @@ EXPERIMENTS = {
             Variant("plain", {"norm": "none"}, "without"),
         ),
         Scale(seeds=5, images=1024 * 2000, evaluations=80),
+        Scale(seeds=2, images=1024 * 60, evaluations=12, test_images=2_000),
     ),
     "norms": Experiment(
         "Batch, layer, group and no normalization",
@@ -142,6 +143,7 @@ EXPERIMENTS = {
         PLAIN,
         _batch_sizes(),
         Scale(seeds=3, images=120_000, evaluations=1),
+        Scale(seeds=2, images=6_400, evaluations=1, test_images=2_000),
         kind="sweep",
         axis="batch size, images",
     ),

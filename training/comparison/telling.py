@@ -41,7 +41,7 @@ def tell(
     sections = [
         Section(
             "Pictures",
-            "Shaded: one deviation over seeds. Faint points: single seeds.",
+            "Shaded: from the lowest seed to the highest. Faint points: single seeds.",
             [Picture(data, file) for file, data in pictures.items()],
         ),
         Section("Numbers", "Seconds are of training alone, on the machine that ran it.", [table]),
