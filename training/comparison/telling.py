@@ -61,7 +61,8 @@ def summary(experiment: Experiment, variants: Sequence[Variant], trials: Mapping
     """Return what came of each variant: final accuracy, and for curves the way to the targets."""
     is_warming = any(one.final.corrected != one.final.accuracy for same in trials.values() for one in same)
     domains = domain_names(trials)
-    head = ["variant", "test accuracy", *domains] + (["with corrected statistics"] if is_warming else [])
+    accuracy = "mean of domains" if domains else "test accuracy"
+    head = ["variant", accuracy, *domains] + (["with corrected statistics"] if is_warming else [])
     if experiment.kind == "curves":
         head += [f"{what} to {target:.0%}" for target in TARGETS for what in ("steps", "seconds")]
     rows = [_row(variant.name, trials[variant.name], experiment, is_warming=is_warming) for variant in variants]
