@@ -4,10 +4,11 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 # gpu where an NVIDIA driver answers, else cpu; once chosen it stays, for the two exclude each other in one environment.
 DEVICE := $(or $(shell cat $(VENV)/device 2>/dev/null),$(if $(shell nvidia-smi -L 2>/dev/null),gpu,cpu))
+TARGET := cpu
 PIP     = $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help serve train test lint bench clean browser
+.PHONY: help serve train test lint bench image clean browser
 
 help:  ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-7s %s\n", $$1, $$2}'
@@ -26,8 +27,13 @@ browser:  # for the tests of the page; Debian's package, where this user may ins
 	@command -v chromium >/dev/null || (apt-get update -qq && apt-get install -qq -y chromium >/dev/null) || \
 	  echo "SKIPPED: no chromium here and no right to install it; the tests of the page will be skipped" >&2
 
-lint: $(VENV)/everything  ## ruff, mypy strict, and the boundaries between the packages
-	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/lint-imports
+lint: $(VENV)/everything  ## ruff, mypy strict, the boundaries between the packages, the Dockerfile
+	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/lint-imports && $(BIN)/hadolint Dockerfile
+
+image:  ## build the container image TARGET=cpu (or gpu, train); WHEELS=FOLDER has wheels that go before others
+	docker build --target $(TARGET) --tag foldserve:$(TARGET) $(if $(WHEELS),--build-context wheels=$(WHEELS)) \
+	  --label org.opencontainers.image.version=$(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' foldserve/__init__.py) \
+	  --label org.opencontainers.image.revision=$(shell git rev-parse HEAD 2>/dev/null) .
 
 bench: $(VENV)/everything  ## measure the service on this machine
 	$(BIN)/python benchmarks/serve.py

@@ -20,7 +20,10 @@ class Watcher:
 
     def __init__(self, root: Path) -> None:
         self._root = root
-        self._known = self._look()
+        try:
+            self._known = self._look()
+        except OSError:  # who loads from there says so
+            self._known = {}
         self._last = self._known
 
     def changes(self) -> list[tuple[str, bool]]:

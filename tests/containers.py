@@ -11,13 +11,57 @@ import shutil
 import subprocess
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
+import httpx
 import pytest
 
 ROOT = Path(__file__).parents[1]
 BASES = ("python:3.11-slim-bookworm", "haproxy:2.8-bookworm", "prom/prometheus:v2.53.5")
 EXPORT = re.compile(r"(\w+)=(\S+)")
+
+
+class Docker:
+    """`docker` as a command, on the engine that `environment` reaches."""
+
+    def __init__(self, environment: Mapping[str, str]) -> None:
+        self.environment = dict(environment)
+
+    def tried(self, *words: str, **variables: str) -> "Said":
+        """Run it, and return what it said on both streams, in the order in which it was said."""
+        done = subprocess.run(
+            ["docker", *words],
+            env={**self.environment, **variables},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            check=False,
+            timeout=500,
+        )
+        return Said(done.returncode, done.stdout)
+
+    def run(self, *words: str) -> str:
+        said = self.tried(*words)
+        assert said.status == 0, f"docker {' '.join(words)}: {said.text}"
+        return said.text.strip()
+
+    def build(self, target: str, *flags: str, context: Path = ROOT) -> str:
+        """Build an image under its usual tag, and return what was said of each step."""
+        return self.run(
+            "build", "--progress", "plain", "--target", target, "--tag", f"foldserve:{target}", *flags, str(context)
+        )
+
+    def has(self, image: str) -> bool:
+        return self.tried("image", "inspect", image).status == 0
+
+
+@dataclass(frozen=True)
+class Said:
+    """How a command ended, and what it said."""
+
+    status: int
+    text: str
 
 
 class Compose:
@@ -51,6 +95,20 @@ class Compose:
 
     def containers(self, service: str) -> list[str]:
         return self.run("ps", "--all", "--quiet", service).split()
+
+    def url(self, service: str = "foldserve", port: int = 8000) -> str:
+        return "http://" + self.run("port", service, str(port)).strip()
+
+    def send(self, image: bytes, **headers: str) -> httpx.Response:
+        """Ask the service that is published for the labels of an image."""
+        return httpx.post(f"{self.url()}/predict", content=image, headers=headers, timeout=60)
+
+
+def open_to_all(folder: Path, but: Path | None = None) -> None:
+    """Let the user of a container read what pytest made for its own user alone, all `but` one."""
+    for one in (folder, *folder.rglob("*"), *folder.parents[:3]):
+        if one.stat().st_uid == os.getuid() and one not in {Path("/"), but}:
+            one.chmod(one.stat().st_mode | (0o055 if one.is_dir() else 0o044))
 
 
 @contextmanager

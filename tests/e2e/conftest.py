@@ -12,6 +12,7 @@ from pathlib import Path
 
 import httpx
 import pytest
+from containers import Compose, Docker, engine
 
 STARTS_WITHIN_S = 30.0
 ENDS_WITHIN_S = 30.0
@@ -130,3 +131,35 @@ def strict(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[S
     log = tmp_path_factory.mktemp("strict") / "server.log"
     with running_server(log, "--models", str(models), "--max-head-bytes", "4096", "--head-timeout-s", "1") as running:
         yield running
+
+
+@pytest.fixture(scope="session")
+def docker() -> Iterator[Docker]:
+    """The container engine, for all tests that need one."""
+    with engine() as environment:
+        yield Docker(environment)
+
+
+@pytest.fixture(scope="session")
+def cpu_image(docker: Docker) -> str:
+    """The image that serves on the CPU, as it is built from this tree."""
+    docker.build("cpu")
+    return "foldserve:cpu"
+
+
+Project = Callable[..., Compose]
+
+
+@pytest.fixture
+def project(docker: Docker) -> Iterator[Project]:
+    """Make projects of `docker compose`; their containers, networks and volumes are gone when the test is."""
+    made: list[Compose] = []
+
+    def making(name: str, *files: str | Path, **variables: str) -> Compose:
+        named = ("docker-compose.yml", *map(str, files))
+        made.append(Compose(f"foldserve-{name}", named, docker.environment | variables))
+        return made[-1]
+
+    yield making
+    for one in made:
+        one.tried("--profile", "*", "down", "--volumes", "--timeout", "5")
