@@ -145,18 +145,37 @@ def test_a_new_version_is_rolled_out_under_load_without_a_lost_request(fleet):
     assert set(tally.versions) == {1, 2}
 
 
-def test_prometheus_scrapes_every_replica_and_knows_every_series_of_the_dashboard_and_the_rules(fleet):
+def test_every_query_of_the_dashboard_finds_something_in_a_prometheus_that_scrapes_the_replicas(fleet):
     ask = _prometheus(fleet)
     until(lambda: _healths(ask) == ["up", "up"], "both replicas are scraped")
-    dashboard = json.loads((ROOT / "deploy/grafana/dashboards/foldserve.json").read_text())
-    queries = [target["expr"] for panel in dashboard["panels"] for target in panel["targets"]]
+    needed = [query for query in _queries() if not EMPTY_UNTIL_IT_HAPPENS & set(SERIES.findall(query))]
+
+    assert len(needed) == len(_queries()) - 2
+    with _callers(fleet, "mnist"):
+        until(lambda: all(ask("query", query=query)["result"] for query in needed), "every query finds something")
+    for query in _queries():
+        assert ask("query", query=query)["resultType"] == "vector", query
+
+
+def test_no_series_of_the_dashboard_or_the_rules_is_unknown_to_the_service(fleet):
+    ask, queries = _prometheus(fleet), _queries()
     rules = [rule["query"] for group in ask("rules")["groups"] for rule in group["rules"]]
     known = set(ask("label/__name__/values"))
 
-    assert all(ask("query", query=query) is not None for query in queries + rules)
+    assert len(rules) == 8
+    assert all(ask("query", query=query) is not None for query in rules)
     named = set(SERIES.findall(" ".join(queries + rules)))
     told = httpx.get(f"{fleet.url}/metrics").text
     assert {name for name in named if name not in known and name not in told} <= EMPTY_UNTIL_IT_HAPPENS
+
+
+def test_every_alert_fires_at_what_it_is_for(fleet):
+    said = fleet.compose.run("exec", "-T", "prometheus", "promtool", "test", "rules", "/etc/prometheus/rules_test.yml")
+
+    assert "SUCCESS" in said
+    tested = (ROOT / "deploy/prometheus/rules_test.yml").read_text()
+    alerts = re.findall(r"alert: (\w+)", (ROOT / "deploy/prometheus/rules.yml").read_text())
+    assert [one for one in alerts if f"alertname: {one}\n" not in tested] == []
 
 
 def test_an_alert_fires_when_a_replica_is_lost_for_good(fleet):
@@ -214,6 +233,11 @@ def _prometheus(fleet: Fleet) -> Callable[..., Any]:
         return answer["data"]
 
     return ask
+
+
+def _queries() -> list[str]:
+    dashboard = json.loads((ROOT / "deploy/grafana/dashboards/foldserve.json").read_text())
+    return [target["expr"] for panel in dashboard["panels"] for target in panel["targets"]]
 
 
 def _healths(ask: Callable[..., Any]) -> list[str]:
