@@ -15,17 +15,19 @@ COPY pyproject.toml constraints.txt deploy/requirements.py ./
 RUN ["python", "requirements.py"]
 
 FROM empty AS dependencies-cpu
-# The packages' own tests, and the runtime's scripts for language models, are of no use in an image: 35 MB.
+# The packages' own tests, C++ sources and types, and the runtime's scripts for language models: 40 MB of no use here.
 RUN --mount=from=wheels,target=/wheels \
     pip install --find-links /wheels --constraint constraints.txt --requirement cpu.txt --requirement otel.txt \
- && find /opt/foldserve -type d '(' -name tests -o -path '*/onnx/backend/test' -o -path '*/onnxruntime/transformers' -o -name '*.pyi' ')' \
-    -prune -exec rm -r '{}' +
+ && find /opt/foldserve -type d '(' -name tests -o -path '*/onnx/backend/test' -o -path '*/onnxruntime/transformers' ')' \
+    -prune -exec rm -r '{}' + \
+ && find /opt/foldserve -type f '(' -name '*.pyi' -o -name '*.cc' -o -name '*.h' ')' -delete
 
 FROM empty AS dependencies-gpu
 RUN --mount=from=wheels,target=/wheels \
     pip install --find-links /wheels --constraint constraints.txt --requirement gpu.txt --requirement otel.txt \
- && find /opt/foldserve -type d '(' -name tests -o -path '*/onnx/backend/test' -o -path '*/onnxruntime/transformers' -o -name '*.pyi' ')' \
-    -prune -exec rm -r '{}' +
+ && find /opt/foldserve -type d '(' -name tests -o -path '*/onnx/backend/test' -o -path '*/onnxruntime/transformers' ')' \
+    -prune -exec rm -r '{}' + \
+ && find /opt/foldserve -type f '(' -name '*.pyi' -o -name '*.cc' -o -name '*.h' ')' -delete
 
 FROM dependencies-cpu AS dependencies-train
 RUN --mount=from=wheels,target=/wheels \
