@@ -1,11 +1,35 @@
 // Sends dropped images to /predict, one request each, and shows the answers in their order.
+// Where the service asks for an API key, so does the page; it lives in this tab's session storage and nowhere else.
 "use strict";
+
+const KEY = "foldserve-api-key";
 
 const find = (id) => document.getElementById(id);
 const percent = (score) => `${(100 * score).toFixed(score > 0.9995 || score < 0.1 ? 2 : 1)} %`;
 
+async function ask(path, options = {}) {
+  const key = sessionStorage.getItem(KEY);
+  const response = await fetch(path, { ...options, headers: key ? { "X-API-Key": key } : {} });
+  if (response.status === 401 || response.status === 403) {
+    find("refusal").textContent = (await response.clone().json()).detail;
+    showAccess(true);
+  }
+  return response;
+}
+
+function showAccess(isAsked) {
+  find("access").hidden = !isAsked;
+  find("forget").hidden = isAsked || !sessionStorage.getItem(KEY);
+}
+
 async function showModel() {
-  const { models } = await (await fetch("models")).json();
+  const response = await ask("models");
+  if (!response.ok) {
+    find("model").textContent = (await response.json()).title;
+    return [];
+  }
+  const { models } = await response.json();
+  showAccess(false);
   find("model").textContent = models.length
     ? models.map((one) => `${one.name}, version ${one.version}: ${one.labels.slice(0, 12).join(", ")}${one.labels.length > 12 ? ", …" : ""}`).join(" · ")
     : "no model is ready yet";
@@ -44,7 +68,7 @@ function fill(item, ok, answer) {
 
 async function predict(item, file, model) {
   try {
-    const response = await fetch(`predict?model=${encodeURIComponent(model)}`, { method: "POST", body: file });
+    const response = await ask(`predict?model=${encodeURIComponent(model)}`, { method: "POST", body: file });
     fill(item, response.ok, await response.json());
   } catch (error) {
     fill(item, false, { title: "No answer", detail: "the server cannot be reached" });
@@ -71,4 +95,16 @@ for (const kind of ["dragover", "dragleave", "drop"]) {
     if (kind === "drop") take(event.dataTransfer.files);
   });
 }
+find("access").addEventListener("submit", (event) => {
+  event.preventDefault();
+  sessionStorage.setItem(KEY, find("key").value);
+  find("key").value = "";
+  showModel();
+});
+find("forget").addEventListener("click", () => {
+  sessionStorage.removeItem(KEY);
+  find("answers").replaceChildren();
+  find("status").textContent = "";
+  showModel();
+});
 showModel();

@@ -2,9 +2,11 @@
 
 import shutil
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from e2e_support import add_key
 from PIL import Image
 from playwright.sync_api import Page, expect, sync_playwright
 
@@ -22,19 +24,25 @@ FLAGS = (
 )
 
 
-@pytest.fixture
-def page(server) -> Iterator[Page]:
+@contextmanager
+def browsing(url: str) -> Iterator[Page]:
     """A page whose every request to another host is a failure of the test."""
     if CHROMIUM is None:
         pytest.skip("no chromium on this machine; Debian's package `chromium` brings it")
     strangers: list[str] = []
     with sync_playwright() as playwright, playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS) as browser:
-        page = browser.new_page()
+        page = browser.new_context().new_page()
         page.on("request", lambda request: strangers.append(request.url))
-        page.goto(server.url)
+        page.goto(url)
         yield page
-        own = (server.url, f"blob:{server.url}", "data:")
-        assert [url for url in strangers if not url.startswith(own)] == []
+        own = (url, f"blob:{url}", "data:")
+        assert [one for one in strangers if not one.startswith(own)] == []
+
+
+@pytest.fixture
+def page(server) -> Iterator[Page]:
+    with browsing(server.url) as page:
+        yield page
 
 
 @pytest.fixture
@@ -69,3 +77,36 @@ def test_api_document_renders_without_another_host(page: Page, server):
     page.goto(f"{server.url}/docs")
     expect(page.locator(".opblock").first).to_be_visible()
     expect(page.locator(".opblock-summary-path").first).to_contain_text("/predict")
+
+
+def test_page_asks_for_no_key_where_the_service_asks_for_none(page: Page):
+    expect(page.locator("#model")).to_contain_text("tiny")
+    expect(page.locator("#access")).to_be_hidden()
+    expect(page.locator("#forget")).to_be_hidden()
+
+
+def test_page_asks_for_a_key_where_the_service_does_and_keeps_it_in_its_tab_alone(start, models, image, tmp_path):
+    keys = tmp_path / "keys"
+    admin, key = add_key(keys, "admin", "ann"), add_key(keys, "predict", "bob")
+    server = start("--models", str(models), "--api-keys-file", str(keys), "--log-requests", "all")
+    with browsing(server.url) as page:
+        for wrong, reason in (("fsk_no", "not known"), (admin, "may not predict")):
+            page.fill("#key", wrong)
+            page.click("#access button")
+            expect(page.locator("#refusal")).to_contain_text(reason)
+        page.fill("#key", key)
+        page.click("#access button")
+        expect(page.locator("#access")).to_be_hidden()
+        expect(page.locator("#model")).to_contain_text("tiny, version 1")
+        page.reload()
+        page.set_input_files("#files", [str(image)])
+        expect(page.locator("#answers tbody tr")).to_have_count(3)
+        kept = [page.context.cookies(), page.url, page.content(), page.evaluate("JSON.stringify(localStorage)")]
+        other = page.context.new_page()
+        other.goto(server.url)
+        expect(other.locator("#access")).to_be_visible()
+        page.click("#forget")
+        expect(page.locator("#access")).to_be_visible()
+
+    assert key not in str(kept)
+    assert key not in server.said()
