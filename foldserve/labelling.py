@@ -53,10 +53,12 @@ def run_here(models: Path, paths: Sequence[Path], query: Query) -> Iterator[Labe
     """Yield the labels of files by a model of this repository. Raises PredictionRefused and what loading raises."""
     from service.answers import predict_body
     from service.engine import choose_device, open_engine
+    from service.preprocessing import refuse_warnings
     from service.repository import Repository
 
     for path in paths[:1]:
         _read(path)  # before a model is loaded for nothing
+    refuse_warnings()  # as the service does
     repository = Repository(models, open_engine)
     names = repository.names()
     if query.model is None and len(names) > 1:

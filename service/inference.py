@@ -22,7 +22,7 @@ from service.errors import EngineLost, FoldserveError, MalformedRequest, ModelNo
 from service.memory import check_after_loading
 from service.metrics import Metrics
 from service.opening import Opener, degrade
-from service.preprocessing import Accepted, open_formats
+from service.preprocessing import Accepted, open_formats, refuse_warnings
 from service.repository import Model, Repository
 from service.rollout import Rollout
 from service.room import Room
@@ -52,6 +52,7 @@ class Service:
         self.status: Status = "loading"
         self.is_stuck = False  # True when a run outlived the drain: its thread cannot be ended
         self.device: Device | None = None
+        refuse_warnings()
         self.accepted = Accepted(open_formats(settings.formats), settings.max_image_pixels)
         self.crew = crew
         crew.on("load", self._load)

@@ -6,6 +6,7 @@ Training, evaluation and serving all decode here, so that a model meets the pixe
 """
 
 import io
+import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -106,6 +107,15 @@ def describe_decoders() -> dict[str, str]:
     return {"pillow": PIL.__version__, **{name: str(version) for name, version in found.items() if version}}
 
 
+def refuse_warnings() -> None:
+    """Have every image refused of which Pillow warns, from now on and in all threads of this process.
+
+    A filter that stands for good is the same for every thread; `warnings.catch_warnings` changes it for all while one
+    thread decodes, and may leave another's behind.
+    """
+    warnings.filterwarnings("error", module=r"PIL\.")
+
+
 def hold_nothing(_pixels: int) -> AbstractContextManager[None]:
     """Let any number of pixels be decoded."""
     return nullcontext()
@@ -129,10 +139,16 @@ def _decoded(image: Image.Image, spec: Preprocessing) -> Pixels:
         return _to_pixels(image, spec)
     except (InvalidImage, MemoryError):
         raise
+    except Warning as warning:
+        raise _doubtful(warning) from warning
     except (
         Exception
     ) as error:  # Pillow's decoders raise whatever their libraries do: OSError, SyntaxError, struct.error
         raise InvalidImage(f"the {image.format} image cannot be decoded: {error}") from error
+
+
+def _doubtful(warning: Warning) -> InvalidImage:
+    return InvalidImage(f"the image is damaged, or its metadata are: {str(warning).strip()}; save it anew")
 
 
 def from_pixels(pixels: Pixels, spec: Preprocessing) -> Pixels:
@@ -167,6 +183,8 @@ def _open(encoded: bytes, accepted: Accepted) -> Image.Image:
     except UnidentifiedImageError as error:
         names = ", ".join(accepted.formats)
         raise UnsupportedFormat(f"the data is not an image of an accepted format ({names})") from error
+    except Warning as warning:
+        raise _doubtful(warning) from warning
     except Exception as error:  # plug-ins raise what they like at a header that is theirs and broken
         raise InvalidImage(f"the header of the image cannot be read: {error}") from error
     if image.width * image.height > accepted.max_pixels:
@@ -186,6 +204,8 @@ def _to_pixels(image: Image.Image, spec: Preprocessing) -> Pixels:
 def _upright(image: Image.Image) -> Image.Image:
     try:
         turn = UPRIGHT.get(image.getexif().get(ORIENTATION_TAG, 1))
+    except Warning:
+        raise
     except Exception:  # noqa: BLE001 - broken EXIF raises anything; the pixels are still good, and browsers show them
         return image
     return image if turn is None else image.transpose(turn)
@@ -211,6 +231,7 @@ def _to_mode(image: Image.Image, spec: Preprocessing) -> Image.Image:
         return _in_strips(image, spec.mode, partial(_flatten, background=spec.alpha))
     if image.mode == spec.mode:
         return image
+    image.info.pop("transparency", None)  # dropped, or there is none; of some palettes' Pillow would warn
     # CMYK and palettes reach gray only through RGB
     return image.convert("RGB").convert(spec.mode)
 

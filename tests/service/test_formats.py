@@ -159,6 +159,14 @@ def test_alpha_can_be_dropped():
     assert (decode(encoded, spec_for(alpha="drop")) == (200, 100, 50)).all()
 
 
+def test_the_alpha_of_a_palette_can_be_dropped():
+    image = Image.new("P", (8, 8), 1)
+    image.putpalette([0, 0, 0, 200, 100, 50])
+    encoded = encode(image, "PNG", transparency=bytes([255, 128]))
+
+    assert (decode(encoded, spec_for(alpha="drop")) == (200, 100, 50)).all()
+
+
 @pytest.mark.parametrize("kind", ["GIF", "WEBP", "PNG"])
 def test_an_animation_is_its_first_frame(kind):
     frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "lime", "blue")]
