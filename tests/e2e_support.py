@@ -94,6 +94,14 @@ def workers_of(server) -> list[int]:
 
 def add_key(path: Path, role: str = "admin", name: str = "tests") -> str:
     """Add a key to a keys file as a person does; return it."""
-    command = ["foldserve", "keys", "add", name, "--role", role, "--api-keys-file", str(path)]
-    done = subprocess.run([sys.executable, "-m", *command], capture_output=True, text=True, check=True)
-    return next(word for word in done.stdout.split() if word.startswith("fsk_"))
+    said = _keys("add", name, "--role", role, "--api-keys-file", str(path))
+    return next(word for word in said.split() if word.startswith("fsk_"))
+
+
+def remove_key(path: Path, name: str) -> None:
+    _keys("remove", name, "--api-keys-file", str(path))
+
+
+def _keys(*arguments: str) -> str:
+    command = [sys.executable, "-m", "foldserve", "keys", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout

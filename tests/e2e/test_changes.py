@@ -6,13 +6,16 @@ import json
 import os
 import signal
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import httpx
 import numpy as np
 import pytest
-from e2e_support import add_key, counted, post, wait_for, workers_of
+from e2e_support import add_key, counted, post, remove_key, wait_for, workers_of
+from PIL import Image
 from storm import Client, head, storm
-from support import TinyModel
+from support import TinyModel, encode
 
 pytestmark = pytest.mark.e2e
 
@@ -80,3 +83,99 @@ def test_a_worker_that_is_replaced_serves_what_the_others_serve_not_what_the_dis
 
     image = TinyModel().golden().encoded[0]
     assert {post(server.url, image).json()["version"] for _ in range(6)} == {1}
+
+
+@contextmanager
+def one_connection_to_each(server) -> Iterator[tuple[httpx.Client, httpx.Client]]:
+    """Yield two clients that each keep a connection, which go to two workers: the emptier one gets the next."""
+    with httpx.Client(base_url=server.url, timeout=30) as one, httpx.Client(base_url=server.url, timeout=30) as other:
+        assert one.get("/healthz").status_code == other.get("/healthz").status_code == 200
+        yield one, other
+
+
+def test_a_key_that_is_made_or_removed_counts_at_once_for_every_worker(start, models, tmp_path):
+    keys = tmp_path / "keys"
+    add_key(keys, "admin", "ann")
+    server = start("--models", str(models), "--workers", "2", "--api-keys-file", str(keys), "--grace-s", "0")
+    image = TinyModel().golden().encoded[0]
+    with one_connection_to_each(server) as clients:
+
+        def seen(key: str) -> list[int]:
+            headers = {"x-api-key": key}
+            return [client.post("/predict", content=image, headers=headers).status_code for client in clients]
+
+        unknown = seen("fsk_unknown")
+        key = add_key(keys, "predict", "bob")
+        made = seen(key)
+        remove_key(keys, "bob")
+        removed = seen(key)
+
+    assert (unknown, made, removed) == ([401, 401], [200, 200], [401, 401])
+
+
+def test_a_version_that_one_worker_loads_or_unloads_every_worker_serves_or_not_under_one_certificate(start, tmp_path):
+    models, keys = tmp_path / "models", tmp_path / "keys"
+    TinyModel(seed=1).write(models, 1)
+    headers = {"x-api-key": add_key(keys)}
+    server = start("--models", str(models), "--workers", "2", "--api-keys-file", str(keys), "--public-predict")
+    image = TinyModel().golden().encoded[0]
+    TinyModel(seed=2).write(models, 2)
+    with one_connection_to_each(server) as clients:
+        before = [client.post("/predict", content=image) for client in clients]
+        assert clients[0].post("/v2/repository/models/tiny/load", headers=headers).status_code == 200
+        after = [client.post("/predict", content=image) for client in clients]
+        assert clients[1].post("/v2/repository/models/tiny/unload", headers=headers).status_code == 200
+        gone = [client.post("/predict", content=image).status_code for client in clients]
+
+    assert [one.json()["version"] for one in (*before, *after)] == [1, 1, 2, 2]
+    certificates = [one.headers["foldserve-certificate"] for one in (*before, *after)]
+    assert certificates[0] == certificates[1] != certificates[2] == certificates[3]
+    assert gone == [404, 404]
+
+
+# Workers whose engine, from the first black image of a caller on, gives other bits for black images each time.
+DRIFTING = """
+import sys, threading
+from service.engine import OnnxEngine
+from service.workers.worker import main
+
+run, seen = OnnxEngine.run, []
+
+def drift(self, images, threads=1):
+    logits = run(self, images, threads)
+    if not images.any() and (seen or threading.current_thread().name.startswith("lane")):
+        seen.append(1)
+        logits = logits.copy()
+        logits.view("uint32")[:, 0] ^= len(seen)
+    return logits
+
+OnnxEngine.run = drift
+sys.exit(main())
+"""
+SUPERVISED = f"""
+import sys
+from service.workers import supervisor
+supervise = supervisor.supervise
+supervisor.supervise = lambda settings: supervise(settings, (sys.executable, "-c", {DRIFTING!r}))
+from foldserve.cli import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def test_a_model_that_one_worker_found_unsound_is_degraded_in_every_worker_and_in_those_to_come(start, models):
+    flags = ("--workers", "2", "--spot-check-share", "1", "--no-share-identical", "--grace-s", "0")
+    server = start("--models", str(models), *flags, program=("-c", SUPERVISED))
+    black = encode(Image.new("RGB", (8, 8)), "PNG")
+
+    def degraded(client: httpx.Client) -> bool:
+        told = client.get("/info").json()["models"]["tiny"]["degraded"], client.get("/readyz").json()["status"]
+        return told == (True, "degraded")
+
+    with one_connection_to_each(server) as clients:
+        assert not any(map(degraded, clients))
+        assert clients[0].post("/predict", content=black).status_code == 200
+        wait_for(lambda: all(map(degraded, clients)), "both are degraded")
+    os.kill(workers_of(server)[0], signal.SIGKILL)
+    wait_for(lambda: httpx.get(f"{server.url}/info").json()["workers"]["ready"] == 2, "the worker is replaced")
+    with one_connection_to_each(server) as clients:
+        assert all(map(degraded, clients))
