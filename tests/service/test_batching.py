@@ -5,7 +5,8 @@ import itertools
 from contextlib import ExitStack, suppress
 
 import pytest
-from support import FakeModel, Journal, batcher_of, occupy, queue_up, submit, until
+from batching_support import FakeModel, Journal, batcher_of, occupy, queue_up, submit
+from support import until
 
 from service.errors import DeadlineExceeded, QueueFull
 

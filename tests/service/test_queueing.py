@@ -4,9 +4,10 @@ import asyncio
 from contextlib import suppress
 
 import pytest
+from batching_support import FakeModel, Journal, batcher_of, occupy
 from hypothesis import given
 from hypothesis import strategies as st
-from support import FakeModel, Journal, batcher_of, occupy, until
+from support import until
 
 from service.errors import DeadlineExceeded, InferenceFailed
 from service.queueing import OLDEST_EVERY, PRIORITIES, Pending, PriorityQueue

@@ -3,56 +3,13 @@
 import asyncio
 import json
 import shutil
-import threading
-from contextlib import asynccontextmanager
 
-import numpy as np
 import pytest
-from broken_models import mix_images, write_broken
-from PIL import Image
-from support import Engines, TinyModel, assert_problem, encode, random_pixels, running, until
+from reload_support import FILES, PIXELS, ask, assert_own_answer, run, service_on, tiny
+from support import Engines, TinyModel, assert_problem, until
 
-from service.config import Settings
-from service.errors import LoadFailed, ModelNotFound
+from service.errors import ModelNotFound
 from service.rollout import Rollout
-
-PIXELS = random_pixels(3, seed=61)
-FILES = [encode(Image.fromarray(one), "PNG") for one in PIXELS]
-
-
-def tiny(version: int) -> TinyModel:
-    return TinyModel(seed=version)
-
-
-@pytest.fixture
-def repository(tmp_path):
-    """A repository of our own with version 1 of a tiny model; the seed of each version is its number."""
-    tiny(1).write(tmp_path, 1)
-    return tmp_path
-
-
-@asynccontextmanager
-async def service_on(repository, engines=None, **options):
-    settings = Settings(models=repository, **{"device": "cpu", "lanes": 1, "spot_check_share": 0.0, **options})
-    async with running(settings, engines or Engines()) as client:
-        yield client, client._transport.app.state.service
-
-
-async def ask(client, index: int = 0, **options):
-    return await client.post("/predict?logits=true", content=FILES[index], **options)
-
-
-def assert_own_answer(response, index: int = 0) -> int:
-    """Check that the answer is that of the version which it names; return the version."""
-    assert response.status_code == 200, response.text
-    body = response.json()
-    wanted = tiny(body["version"]).logits(PIXELS[index][np.newaxis])[0]
-    assert body["predictions"][0]["logits"] == pytest.approx(wanted, abs=1e-3)
-    return body["version"]
-
-
-def run(scenario):
-    return asyncio.run(asyncio.wait_for(scenario, 60))
 
 
 def test_a_new_version_is_swapped_in_under_load_and_no_request_is_lost(repository):
@@ -104,76 +61,6 @@ def test_a_request_that_holds_the_old_version_is_answered_by_it(repository):
             return between, held
 
     assert run(scenario()) == (2, 1)
-
-
-@pytest.mark.parametrize("fault", ["damaged", "mixing", "golden", "serving.json"])
-def test_a_load_that_fails_keeps_the_old_version_and_says_why(repository, fault):
-    async def scenario():
-        async with service_on(repository) as (client, service):
-            words = break_version_two(repository, fault)
-            with pytest.raises(LoadFailed, match=words) as failed:
-                await service.load("tiny")
-            assert "version 1 is served still" in str(failed.value)
-            reasons = {entry.version: (entry.is_ready, entry.reason) for entry in service.index()}
-            assert reasons[1] == (True, "")
-            if 2 in reasons:
-                assert not reasons[2][0]
-                assert reasons[2][1] in str(failed.value)
-            return assert_own_answer(await ask(client))
-
-    assert run(scenario()) == 1
-
-
-def break_version_two(repository, fault: str) -> str:
-    """Write a version 2, or a plan, that cannot be served; return what the refusal must speak of."""
-    if fault == "serving.json":
-        (repository / "tiny" / "serving.json").write_text('{"stable": 7}')
-        return "version 7 is not there"
-    if fault == "mixing":
-        shutil.move(write_broken(repository / "aside", mix_images, tiny(2)), repository / "tiny" / "2")
-        return "norm1"
-    folder = tiny(2).write(repository, 2)
-    if fault == "damaged":
-        (folder / "model.onnx").write_bytes((folder / "model.onnx").read_bytes()[:100])
-        return "not a sound ONNX file"
-    shutil.copy(repository / "tiny" / "1" / "golden.npz", folder / "golden.npz")
-    return "golden image"
-
-
-def test_a_load_that_fails_at_its_second_version_leaves_nothing_of_its_first(repository):
-    async def scenario():
-        async with service_on(repository) as (client, service):
-            tiny(2).write(repository, 2)
-            (tiny(3).write(repository, 3) / "golden.npz").unlink()
-            before = threading.active_count()
-            with pytest.raises(LoadFailed, match=r"golden\.npz is missing"):
-                await service.load("tiny", rollout=Rollout(stable=2, canary=3, canary_share=0.5))
-            names = [thread.name for thread in threading.enumerate()[before:]]
-            return assert_own_answer(await ask(client)), names, service.metrics.exposition().decode()
-
-    version, threads_left, metrics = run(scenario())
-
-    assert version == 1
-    assert "spot-check" not in threads_left
-    assert metrics.count("foldserve_model_info{") == 1
-
-
-def test_after_a_failed_load_a_mended_version_can_be_loaded_and_the_reason_goes(repository):
-    async def scenario():
-        async with service_on(repository) as (client, service):
-            break_version_two(repository, "damaged")
-            with pytest.raises(LoadFailed):
-                await service.load("tiny")
-            shutil.rmtree(repository / "tiny" / "2")
-            tiny(2).write(repository, 2)
-            await service.load("tiny")
-            assert [(entry.version, entry.is_ready, entry.reason) for entry in service.index()] == [
-                (1, False, "not loaded"),
-                (2, True, ""),
-            ]
-            return assert_own_answer(await ask(client))
-
-    assert run(scenario()) == 2
 
 
 def test_a_version_that_was_written_anew_in_place_is_loaded_anew_and_an_untouched_one_is_not(repository):
@@ -277,40 +164,3 @@ def test_an_unloaded_model_is_not_found_and_can_be_loaded_again(repository):
             return assert_own_answer(await ask(client))
 
     assert run(scenario()) == 1
-
-
-def test_a_model_that_appears_or_changes_is_loaded_when_it_is_whole_and_one_that_goes_is_unloaded(repository):
-    async def scenario():
-        async with service_on(repository, watch_interval_s=0.02) as (client, service):
-            tiny(2).write(repository / "aside", 2)
-            shutil.move(repository / "aside" / "tiny" / "2", repository / "tiny" / "2")
-            await until(lambda: service.classifier("tiny").model.version == 2, "the new version is found")
-            TinyModel(name="other").write(repository)
-            await until(lambda: len(service.models()) == 2, "the new model is found")
-            shutil.rmtree(repository / "other")
-            await until(lambda: len(service.models()) == 1, "it went")
-            (repository / "tiny" / "serving.json").write_text('{"stable": 1}')
-            await until(lambda: service.classifier("tiny").model.version == 1, "the plan is followed")
-            return assert_own_answer(await ask(client))
-
-    assert run(scenario()) == 1
-
-
-def test_a_version_that_is_written_slowly_is_never_served_in_part_and_loads_once_whole(repository):
-    """Whatever moment a look falls on, what answers is whole: a half is refused by its golden images or its reader."""
-    whole = tiny(2).write(repository / "aside", 2)
-
-    async def scenario():
-        async with service_on(repository, watch_interval_s=0.01) as (client, service):
-            folder = repository / "tiny" / "2"
-            folder.mkdir()
-            for name in ("model.onnx", "golden.npz"):
-                content = (whole / name).read_bytes()
-                for end in np.linspace(0, len(content), 5).astype(int):
-                    (folder / name).write_bytes(content[:end])
-                    await asyncio.sleep(0.03)  # long enough for looks to fall in between
-                    assert_own_answer(await ask(client))
-            await until(lambda: service.classifier("tiny").model.version == 2, "the whole version is loaded")
-            return assert_own_answer(await ask(client))
-
-    assert run(scenario()) == 2

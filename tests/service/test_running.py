@@ -7,10 +7,11 @@ from contextlib import contextmanager
 
 import numpy as np
 import pytest
+from batching_support import Journal, submit
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from independence_support import BRIEF, SHAPES, FaultyEngine, answers, artifact_of, tiny_subject
-from support import CPU, Journal, TinyModel, random_pixels, submit
+from support import CPU, TinyModel, random_pixels
 
 from service.batching import Batcher
 from service.engine import OnnxEngine, Shape
