@@ -4,13 +4,18 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from foldserve.client import AsyncClient, Client
+    from foldserve.progress import progress_bar
 
-__all__ = ["AsyncClient", "Client"]
+__all__ = ["AsyncClient", "Client", "progress_bar"]
 __version__ = "0.1.0"
 
 
 def __getattr__(name: str) -> Any:
     """Load the client, and httpx with it, when it is first asked for."""
+    if name == "progress_bar":
+        from foldserve import progress
+
+        return progress.progress_bar
     if name in __all__:
         from foldserve import client
 

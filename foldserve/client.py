@@ -106,7 +106,8 @@ class Client(_Asking):
         """Yield for each image, in order, its body or the refusal that is its own; `concurrency` are asked for at once.
 
         At most twice as many are held, so that `images` may be a long generator that reads files.
-        `progress` is told how many are done. Raises RequestRefused for what is about every image, ServerUnreachable.
+        `progress` is told how many are done; `foldserve.progress_bar(total)` draws it. Raises RequestRefused for what
+        is about every image, ServerUnreachable.
         """
         waiting: deque[Future[Body]] = deque()
         done = 0

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from foldserve.labelling import Labelled, PredictionRefused, Query, ask_server, find_images, run_here
+from foldserve.progress import progress_bar
 
 COLUMNS = ("filename", "label", "index", "score", "model", "version", "error")
 
@@ -78,20 +79,14 @@ def _write_csv(path: Path, source: Iterable[Labelled], count: int) -> int:
     with file:
         rows = csv.DictWriter(file, COLUMNS, extrasaction="ignore")
         rows.writeheader()
+        show = progress_bar(count)
         for done, one in enumerate(source, 1):
             problem = one.prediction.get("error")
             rows.writerow({**one.head, **one.prediction, "error": problem["detail"] if problem else ""})
             failed += problem is not None
-            _show_progress(done, count)
+            show(done)
     print(f"{path}: {count - failed} labelled, {failed} failed", file=sys.stderr)
     return failed
-
-
-def _show_progress(done: int, count: int) -> None:
-    if sys.stderr.isatty():
-        bar = "█" * (30 * done // count)
-        sys.stderr.write(f"\r\033[K{bar:30} {done}/{count}" if done < count else "\r\033[K")
-        sys.stderr.flush()
 
 
 def _table(predictions: list[dict[str, Any]], *, with_logits: bool) -> Iterable[str]:

@@ -1,6 +1,7 @@
 """The client repeats what is safe, waits as long as it is told, and keeps the order of many images."""
 
 import asyncio
+import io
 import json
 import threading
 from collections.abc import Iterator
@@ -9,7 +10,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from foldserve import AsyncClient, Client
+from foldserve import AsyncClient, Client, progress_bar
 from foldserve.client import Policy, RequestRefused, ServerUnreachable
 
 QUICK = Policy(retries=2, patience_s=5)
@@ -155,6 +156,27 @@ def test_many_images_come_back_in_order_with_their_own_refusals_and_bounded_conc
     assert [one["echo"] for one in rest] == [image.decode() for image in images[2:]]
     assert told == list(range(1, 29))
     assert script.most_at_once <= 4
+
+
+class Terminal(io.StringIO):
+    """A stream that is, or is not, a person's terminal."""
+
+    def __init__(self, is_one: bool = True) -> None:
+        super().__init__()
+        self.isatty = lambda: is_one
+
+
+def test_many_images_move_a_bar_on_a_terminal_and_write_nothing_elsewhere():
+    terminal, file = Terminal(), Terminal(is_one=False)
+    images = [str(number).encode() for number in range(4)]
+    with scripted(Script()) as url, Client(url) as client:
+        for stream in (terminal, file):
+            assert len(list(client.predict_many(images, progress=progress_bar(len(images), stream)))) == 4
+
+    drawn = terminal.getvalue().split("\r\033[K")[1:]
+    assert [one.rpartition(" ")[2] for one in drawn] == ["1/4", "2/4", "3/4", ""], "and the last clears it"
+    assert [one.count("█") for one in drawn] == [7, 15, 22, 0]
+    assert file.getvalue() == ""
 
 
 def test_many_images_without_blocking_come_back_in_order():
