@@ -9,7 +9,12 @@ from service.routes import ServiceDependency
 from service.routes.access import require_admin
 from service.schemas import IndexEntryBody, IndexQueryBody, LoadBody, LoadParameters, UnloadBody
 
-router = APIRouter(prefix="/v2/repository", tags=["repository"], dependencies=[require_admin])
+router = APIRouter(
+    prefix="/v2/repository",
+    tags=["repository"],
+    dependencies=[require_admin],
+    strict_content_type=False,  # Triton's client sends its JSON without a type; a page of another host has no key
+)
 
 
 @router.post("/index")

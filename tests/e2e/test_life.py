@@ -59,6 +59,8 @@ def run_or_not(self, images, threads=1):
         seen.append(1)
     if seen and fault == "hangs":
         threading.Event().wait()
+    if seen and fault == "no memory":
+        raise MemoryError
     if seen and fault == "fails":
         raise RuntimeError("CUDA failure 700: an illegal memory access was encountered")
     return run(self, images, threads)
@@ -66,7 +68,11 @@ def run_or_not(self, images, threads=1):
 OnnxEngine.run = run_or_not
 """
 ONE_PROCESS = "from foldserve.cli import main; sys.exit(main(sys.argv[1:]))"
-FAULTS = {"hangs": "a run of model tiny hangs", "fails": "fails even on its golden image"}
+FAULTS = {
+    "hangs": "a run of model tiny hangs",
+    "fails": "fails even on its golden image",
+    "no memory": "fails even on its golden image",
+}
 
 
 @pytest.mark.parametrize("fault", FAULTS)

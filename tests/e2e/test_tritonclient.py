@@ -6,6 +6,7 @@ import subprocess
 
 import numpy as np
 import pytest
+from e2e_support import add_key
 from PIL import Image
 from support import encode, random_pixels
 
@@ -102,6 +103,23 @@ def test_it_is_told_plainly_what_is_not_supported(client):
     for call in calls:
         with pytest.raises(Exception, match=r"not supported|not changed by calls"):
             call()
+
+
+def test_it_loads_unloads_and_lists_models_with_an_admin_key(start, models, tmp_path):
+    keys = tmp_path / "keys"
+    headers = {"X-API-Key": add_key(keys)}
+    server = start("--models", str(models), "--api-keys-file", str(keys), "--public-predict")
+    with http.InferenceServerClient(server.url.removeprefix("http://")) as client:
+        with pytest.raises(Exception, match="API key is needed"):
+            client.unload_model("tiny")
+        client.unload_model("tiny", headers=headers)
+        unloaded = client.is_model_ready("tiny")
+        (entry,) = client.get_model_repository_index(headers=headers)
+        client.load_model("tiny", headers=headers)
+
+        assert (unloaded, client.is_model_ready("tiny")) == (False, True)
+        assert (entry["name"], entry["version"], entry["state"]) == ("tiny", "1", "UNAVAILABLE")
+        assert client.infer("tiny", given(PIXELS, "UINT8")).as_numpy("logits").shape == (2, 3)
 
 
 PERF_ANALYZER = shutil.which("perf_analyzer")
