@@ -12,6 +12,7 @@ import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import ServerState
 
+from service.joining import JoinedWrites
 from service.problems import as_http
 
 FIRST_REQUEST_S = 0.5  # what a new connection gets to send its request in when the process is about to end
@@ -46,7 +47,7 @@ class Connection(HttpToolsProtocol):
         self._patience: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(transport)
+        super().connection_made(JoinedWrites(transport, self.loop))  # type: ignore[arg-type] # one in all but its class
         self._wait_for_head()
 
     def connection_lost(self, exc: Exception | None) -> None:

@@ -1,6 +1,7 @@
 """A real server process: it answers over real sockets, and ends as it should."""
 
 import json
+import re
 import signal
 import socket
 import subprocess
@@ -162,3 +163,16 @@ def test_a_run_that_never_ends_does_not_keep_the_server_beyond_the_drain(start, 
         assert server.process.wait(30) == 1
 
     assert "a run did not end in time" in server.said()
+
+
+def test_an_answers_head_and_body_arrive_in_one_piece(server):
+    """Else a process that is killed between the two has sent half an answer, which no balancer can ask for again."""
+    host, _, port = server.url.removeprefix("http://").partition(":")
+    head = f"POST /predict HTTP/1.1\r\nHost: {host}\r\nContent-Type: image/png\r\nContent-Length: {len(IMAGE)}\r\n\r\n"
+    with socket.create_connection((host, int(port)), timeout=30) as connection:
+        for _ in range(50):
+            connection.sendall(head.encode() + IMAGE)
+            answer = connection.recv(2**16)
+            said, _, body = answer.partition(b"\r\n\r\n")
+            (length,) = re.findall(rb"(?i)content-length: (\d+)", said)
+            assert len(body) == int(length)
