@@ -1,5 +1,6 @@
 """Reads checkpoints: the state_dict, and what training scripts save around it. Nothing that is pickled is ever run."""
 
+import json
 import pickle
 import re
 import warnings
@@ -12,7 +13,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from training.checkpoint import AVERAGE_PREFIX, OPTIMIZER_PREFIX
+from training.checkpoint import AVERAGE_PREFIX, FACTS_KEY, OPTIMIZER_PREFIX
 from training.errors import FileRefused
 
 CHECKPOINTS = (".safetensors", ".pt", ".pth")
@@ -63,12 +64,24 @@ def read_checkpoint(path: Path) -> Checkpoint:
     return found
 
 
-def was_repaired(path: Path) -> bool:
-    """Whether `foldserve repair` wrote this file."""
+def says_it_is_corrected(path: Path) -> bool:
+    """Whether the file says that nothing of the initial statistics is left in it, whatever its counters suggest.
+
+    `repair` wrote it, or it is a foldserve checkpoint with corrected or population statistics.
+    """
     if path.suffix != ".safetensors":
         return False
     with safe_open(path, framework="pt") as file:
-        return REPAIRED_KEY in (file.metadata() or {})
+        metadata = file.metadata() or {}
+    return REPAIRED_KEY in metadata or _kind_of_statistics(metadata) in {"corrected", "population"}
+
+
+def _kind_of_statistics(metadata: Mapping[str, str]) -> str | None:
+    try:
+        facts = json.loads(metadata.get(FACTS_KEY, "{}"))
+    except ValueError:
+        return None
+    return facts.get("statistics") if isinstance(facts, dict) else None
 
 
 def _of_safetensors(path: Path) -> Checkpoint:

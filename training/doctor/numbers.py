@@ -34,7 +34,7 @@ def examine_numbers(subject: Subject) -> Iterator[Finding]:
 
 def warmth_note(subject: Subject) -> str | None:
     """Return the initial share at each usual momentum, where the file counts batches and does not say its momentum."""
-    counts = [one.num_batches_tracked for one in subject.layers if one.num_batches_tracked and one.momentum is None]
+    counts = [one.num_batches_tracked for one in subject.layers if one.num_batches_tracked and share_of(one) is None]
     if not counts:
         return None
     shares = ", ".join(f"{initial_share(momentum, min(counts)):.2g} at {momentum}" for momentum in CANDIDATES)

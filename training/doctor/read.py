@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from service.artifact import MANIFEST_KEY
 from service.manifest import Manifest
-from training.doctor.checkpoints import CHECKPOINTS, Checkpoint, read_checkpoint, was_repaired
+from training.doctor.checkpoints import CHECKPOINTS, Checkpoint, read_checkpoint, says_it_is_corrected
 from training.doctor.graph import damaged_weights, layer_of, norm_nodes
 from training.doctor.norms import Layer, Subject
 from training.errors import UsageError
@@ -34,13 +34,12 @@ def read_subject(path: Path, momentum: float | None = None) -> Subject:
     if path.is_dir():
         if not (path / CONFIG_FILE).exists():
             raise UsageError(f"{path} is not a run folder: it has no {CONFIG_FILE}; name a file, or a run folder")
-        found = read_config(path).bn_momentum
-        return state_subject(path, read_checkpoint(path / BEST_FILE), momentum or found, "run folder")
+        best, found = path / BEST_FILE, read_config(path).bn_momentum
+        return _heeded(best, state_subject(path, read_checkpoint(best), momentum or found, "run folder"))
     if path.suffix == ".onnx":
         return onnx_subject(path, load_onnx(path), momentum)
     if path.suffix in CHECKPOINTS:
-        subject = state_subject(path, read_checkpoint(path), momentum, "checkpoint")
-        return _as_repaired(subject) if was_repaired(path) else subject
+        return _heeded(path, state_subject(path, read_checkpoint(path), momentum, "checkpoint"))
     raise UsageError(f"{path}: expected .onnx, {', '.join(CHECKPOINTS)} or a run folder")
 
 
@@ -122,8 +121,10 @@ def _bare_norms(state: Mapping[str, Tensor]) -> Iterator[str]:
             yield layer
 
 
-def _as_repaired(subject: Subject) -> Subject:
-    """The counters still tell of training, but nothing of the start is left."""
+def _heeded(path: Path, subject: Subject) -> Subject:
+    """Heed what a file says of itself; told otherwise its statistics would be corrected twice."""
+    if not says_it_is_corrected(path):
+        return subject
     return replace(subject, layers=tuple(replace(layer, initial_share=0.0) for layer in subject.layers))
 
 

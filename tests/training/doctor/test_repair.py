@@ -11,8 +11,10 @@ import torch
 from foreign_support import CLASSES, SIDE, Graph, Network, network, torch_export
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from training_support import QUICK
 
 from foldserve.cli import main
+from training.checkpoint import Facts, save_checkpoint
 from training.doctor.examine import inspect
 from training.doctor.read import read_subject
 
@@ -201,3 +203,26 @@ def test_a_network_tells_the_momentum_that_an_exact_repair_needs(tmp_path: Path,
     mended = load_file(out)
     for name, values in wanted.items():
         np.testing.assert_allclose(mended[name].double(), values, rtol=15 * 2**-23, atol=15 * 2**-23)
+
+
+@pytest.mark.parametrize("statistics", ["raw", "corrected", "population"])
+def test_a_checkpoint_that_says_its_statistics_are_corrected_is_not_corrected_twice(
+    tmp_path: Path, capsys, statistics: str
+):
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3, bias=False), torch.nn.BatchNorm2d(4, momentum=0.1)).train()
+    for _ in range(UPDATES):
+        model(torch.randn(8, 3, SIDE, SIDE) * 2 + 1)
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "config.json").write_text(QUICK.to_json())
+    facts = Facts(1, 0.5, 1, 0.5, 0.5, 1.0, statistics=statistics)
+    save_checkpoint(run / "best.safetensors", model, facts)
+    for report in (inspect(run), inspect(run / "best.safetensors", 0.1)):
+        assert [one.check for one in report.errors] == (["initial-statistics"] if statistics == "raw" else [])
+    assert main(["inspect", str(run / "best.safetensors")]) in {0, 1}
+    assert ("momentum unknown" in capsys.readouterr().out) == (statistics == "raw")
+    out = tmp_path / "mended.safetensors"
+    assert main(["repair", str(run / "best.safetensors"), "--out", str(out), "--momentum", "0.1"]) == 0
+    is_same = torch.equal(load_file(out)["1.running_var"], model[1].running_var)
+    assert is_same == (statistics != "raw")
