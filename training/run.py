@@ -185,8 +185,6 @@ def pixel_statistics(dataset: Dataset, *, standardise: bool = True) -> PixelStat
     """
     images = dataset.training.images
     channels = images.shape[-1]
-    if not standardise:
-        return PixelStatistics(mean=(0.0,) * channels, std=(1.0,) * channels)
     counts = np.zeros((channels, 256), np.int64)
     for start in range(0, len(images), PIXEL_CHUNK):
         pixels = images[start : start + PIXEL_CHUNK]
@@ -196,10 +194,12 @@ def pixel_statistics(dataset: Dataset, *, standardise: bool = True) -> PixelStat
     variances = [np.average((levels - mean) ** 2, weights=count) for mean, count in zip(means, counts, strict=True)]
     deviations = tuple(round(float(np.sqrt(variance)), 6) for variance in variances)
     if min(deviations) == 0:
+        mend = "check the images" if max(deviations) == 0 else "check the images, or set mode = L"
         raise DataError(
-            f"{dataset.name}: every training image has one and the same value in channel {deviations.index(0)}; check "
-            "the images, or set mode = L"
+            f"{dataset.name}: every training image has one and the same value in channel {deviations.index(0)}; {mend}"
         )
+    if not standardise:
+        return PixelStatistics(mean=(0.0,) * channels, std=(1.0,) * channels)
     return PixelStatistics(mean=tuple(round(mean, 6) for mean in means), std=deviations)
 
 

@@ -1,10 +1,11 @@
 """Image folders: `train/<class>/…` with `val/` and `test/` where there are any, or one tree `<class>/…`."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from service.preprocessing import Preprocessing
 from training.config import TrainConfig
@@ -16,7 +17,8 @@ SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", 
 TRAINING_NAMES, VALIDATION_NAMES, TEST_NAMES = ("train", "training"), ("val", "valid", "validation"), ("test",)
 DEFAULT_SIZE = 64
 NAMED_BAD_FILES = 10
-FEWEST = 3  # images of a class in one tree: one each for training, validation and test
+FEWEST = 2  # training images of a class: some are held out for validation, where no folder brings them
+FEWEST_OF_ONE_TREE = 3  # some for the test, too
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,10 +40,13 @@ def read_folder(
     labels = tuple(sorted(path.name for path in training.iterdir() if path.is_dir() and path.name[0] != "."))
     if not labels:
         raise DataError(f"{training} holds no class folders; expected {training}/<class>/<image files>")
+    if len(labels) == 1:
+        raise DataError(f"{training} holds one class, {labels[0]}; a classifier needs a folder for each of two or more")
     trees = {part: _walk(path, labels) for part, path in {**named, "training": training}.items()}
-    if "validation" not in trees and "test" not in trees:
-        _refuse_small_classes(trees["training"], labels)
+    fewest = FEWEST if named.keys() > {"training"} else FEWEST_OF_ONE_TREE
+    _refuse_small_classes(training, trees["training"].targets, labels, fewest)
     splits, skipped = _read(trees, config, spec, say)
+    _refuse_small_classes(training, splits["training"].targets, labels, fewest, " that can be decoded")
     parts, how = _divided(splits, config)
     check_classes(parts[0], labels, str(training))
     return Dataset(name, labels, f"see {folder}", how, *parts, preprocessing=spec, skipped=skipped)
@@ -79,14 +84,17 @@ def _walk(folder: Path, labels: tuple[str, ...]) -> _Tree:
     return _Tree(folder, paths, targets)
 
 
-def _refuse_small_classes(tree: _Tree, labels: tuple[str, ...]) -> None:
-    counts = np.bincount(tree.targets, minlength=len(labels))
-    if counts.min() < FEWEST:
+def _refuse_small_classes(
+    folder: Path, targets: Sequence[int] | NDArray[np.int64], labels: tuple[str, ...], fewest: int, kind: str = ""
+) -> None:
+    counts = np.bincount(targets, minlength=len(labels))
+    if counts.min() < fewest:
         label, count = labels[int(counts.argmin())], int(counts.min())
         images = "1 image" if count == 1 else f"{count} images"
+        needed = "for training, validation and test" if fewest == FEWEST_OF_ONE_TREE else "to learn from"
         raise DataError(
-            f"{tree.folder / label} holds {images}; a class needs at least {FEWEST}, for training, validation and "
-            "test: add images, or remove the folder"
+            f"{folder / label} holds {images}{kind}; a class needs at least {fewest}, {needed}: add images, or remove "
+            "the folder"
         )
 
 

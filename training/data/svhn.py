@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from training.data.parts import Split, checked_targets
+from training.data.parts import Split
 from training.errors import DataError
 
 # Published beside the files at http://ufldl.stanford.edu/housenumbers, as torchvision records them.
@@ -13,6 +13,7 @@ MD5 = {
     "train_32x32.mat": "e26dedcc434d2e4c54c9b2d4a06d8373",
     "test_32x32.mat": "eb5a983be6a315427106f1b164d9cef3",
 }
+LABELS = tuple(range(1, 11))  # 10 stands for the digit 0
 LICENCE = "non-commercial use (Netzer et al. 2011)"
 
 
@@ -39,6 +40,11 @@ def _read(path: Path, md5: str) -> Split:
         raise DataError(f"{path} is not a MATLAB file with X and y: {error}") from None
     if images.ndim != 4 or images.shape[2] != 3 or images.dtype != np.uint8 or images.shape[3] != len(labels):
         raise DataError(f"{path}: X is {images.dtype} {images.shape}, expected uint8 (32, 32, 3, {len(labels)})")
-    digits = np.where(labels == 10, 0, np.where(labels == 0, 10, labels.astype(np.int64)))  # a 0 is no label here
-    targets = checked_targets(digits, 10, path)
+    is_label = np.isin(labels, LABELS)
+    if not is_label.all():
+        wrong = labels[~is_label][0]
+        raise DataError(
+            f"{path}: label {wrong} is out of range, expected 1 to 10, where 10 is the digit 0; get it again"
+        )
+    targets = labels.astype(np.int64) % 10
     return Split(np.ascontiguousarray(images.transpose(3, 0, 1, 2)), targets)

@@ -135,6 +135,30 @@ def test_a_class_folder_with_one_image_is_refused_by_name(tmp_path: Path):
         read(folder)
 
 
+@pytest.mark.parametrize("beside", [("test",), ("val",), ("val", "test")], ids="+".join)
+def test_a_training_folder_with_one_image_is_refused_by_name_whatever_stands_beside_it(tmp_path: Path, beside):
+    for name in ("train", *beside):
+        write_photos(tmp_path / name)
+    for number in range(1, 8):
+        (tmp_path / "train" / "cat" / f"{number}.png").unlink()
+    with pytest.raises(DataError, match=r"train/cat holds 1 image; a class needs at least 2, to learn from: add"):
+        read(tmp_path)
+
+
+def test_a_class_of_which_too_few_can_be_decoded_is_refused_by_name(tmp_path: Path):
+    folder = write_photos(tmp_path / "photos", count=4)
+    for number in range(2):
+        (folder / "dog" / f"{number}.png").write_bytes(b"not an image")
+    with pytest.raises(DataError, match=r"dog holds 2 images that can be decoded; a class needs at least 3"):
+        read(folder, replace(CONFIG, skip_bad=True))
+
+
+def test_one_class_is_refused_by_name(tmp_path: Path):
+    write_photos(tmp_path, classes=("cat",))
+    with pytest.raises(DataError, match="holds one class, cat; a classifier needs a folder for each of two or more"):
+        read(tmp_path)
+
+
 def test_empty_folders_are_refused_by_name(tmp_path: Path):
     with pytest.raises(DataError, match=rf"{tmp_path} holds no class folders; expected"):
         read(tmp_path)
@@ -151,13 +175,15 @@ def test_a_class_that_was_never_trained_is_refused_in_the_test_part(tmp_path: Pa
         read(tmp_path)
 
 
-def test_images_of_one_colour_are_refused(tmp_path: Path):
+@pytest.mark.parametrize("standardise", [True, False])
+def test_images_of_one_colour_are_refused(tmp_path: Path, standardise: bool):
     for label in CLASSES:
         (tmp_path / label).mkdir()
         for number in range(5):
             (tmp_path / label / f"{number}.png").write_bytes(encode_png(np.full((9, 9, 3), 7, np.uint8)))
-    with pytest.raises(DataError, match="every training image has one and the same value in channel 0"):
-        pixel_statistics(read(tmp_path))
+    words = "folder:photos: every training image has one and the same value in channel 0; check the images"
+    with pytest.raises(DataError, match=words):
+        pixel_statistics(read(tmp_path), standardise=standardise)
 
 
 def test_a_folder_is_looked_for_where_data_sets_lie(tmp_path: Path):
