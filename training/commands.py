@@ -96,7 +96,7 @@ def _config(arguments: argparse.Namespace) -> TrainConfig:
 def _train(arguments: argparse.Namespace) -> int:
     if arguments.resume and (arguments.assignments or arguments.config or arguments.overwrite or arguments.skip_bad):
         raise UsageError(
-            "--resume continues with the run's own configuration; leave out --set, --config and --overwrite"
+            "--resume continues with the run's own configuration; leave out --set, --config, --skip-bad and --overwrite"
         )
     config = _config(arguments)
     run = arguments.out or RUNS / arguments.preset

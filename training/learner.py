@@ -4,8 +4,9 @@ BatchNorm sees a micro-batch (of all processes where it is synchronised). A micr
 not finite leaves every running statistic of the network as it was.
 """
 
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -60,9 +61,13 @@ class Learner:
         self._parallel = _parallel(model, config) if distributed.world_size() > 1 else model
 
     def step(self, micro: list[Batch], epoch: int) -> Outcome:
-        """Learn from the micro-batches of one step. Raises RunError where the loss is not finite."""
+        """Learn from the micro-batches of one step.
+
+        Raises RunError where the loss is not finite, or an operation is not deterministic and all have to be.
+        """
         self.optimizer.zero_grad(set_to_none=True)
-        outcomes = [self._backward(batch, len(micro), last=batch is micro[-1]) for batch in micro]
+        with _named_refusals(self.config):
+            outcomes = [self._backward(batch, len(micro), last=batch is micro[-1]) for batch in micro]
         is_finite = all(outcome is not None for outcome in outcomes)
         if not is_finite and not self.scaler.is_enabled():
             raise RunError(
@@ -126,6 +131,21 @@ class Learner:
         return context
 
 
+@contextmanager
+def _named_refusals(config: TrainConfig) -> Iterator[None]:
+    """Tell in our words that torch refuses an operation where only deterministic ones are allowed."""
+    try:
+        yield
+    except RuntimeError as error:
+        operation, refusal, _ = str(error).partition(" does not have a deterministic implementation")
+        if not (config.deterministic and refusal):
+            raise
+        raise RunError(
+            f"deterministic = true: {operation} gives other bits from run to run on this device; choose another "
+            "architecture or device, or set deterministic = false"
+        ) from None
+
+
 def _average(network: nn.Module, decay: float) -> AveragedModel | None:
     return AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(decay)) if decay else None  # type: ignore[no-untyped-call]
 
@@ -133,4 +153,6 @@ def _average(network: nn.Module, decay: float) -> AveragedModel | None:
 def _parallel(model: nn.Module, config: TrainConfig) -> nn.Module:
     """Average gradients over processes; buffers are ours to synchronise, exactly."""
     is_partial = config.domains == "separate"  # a step uses one domain's BatchNorm
-    return DistributedDataParallel(model, broadcast_buffers=False, find_unused_parameters=is_partial)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # of the name `broadcast_buffers`: its successor is not in 2.11
+        return DistributedDataParallel(model, broadcast_buffers=False, find_unused_parameters=is_partial)

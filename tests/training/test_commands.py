@@ -12,6 +12,7 @@ from foldserve.cli import main
 from service.artifact import Artifact
 from training.presets import PRESETS
 
+LEFT_OUT = "leave out --set, --config, --skip-bad and --overwrite"
 QUICKLY = [
     "--set", "epochs=2", "--set", "validation_images=1300", "--set", "batch_size=16", "--set", "device=cpu",
 ]  # fmt: skip
@@ -107,9 +108,10 @@ def test_resume_continues_with_the_runs_own_configuration(tmp_path: Path, finish
         (["train", "digits", "--set", "validation_images=5000"], 1, "cannot hold 5000 images out"),
         (["train", "mnist", "--data-dir", "nowhere"], 1, "--download"),
         (["train", "digits", "--resume", "--out", "nowhere"], 1, "is not a run folder"),
-        (["train", "digits", "--resume", "--set", "epochs=9"], 2, "leave out --set, --config and --overwrite"),
-        (["train", "digits", "--resume", "--config", "none.json"], 2, "leave out --set, --config and --overwrite"),
-        (["train", "digits", "--resume", "--overwrite"], 2, "leave out --set, --config and --overwrite"),
+        (["train", "digits", "--resume", "--set", "epochs=9"], 2, LEFT_OUT),
+        (["train", "digits", "--resume", "--config", "none.json"], 2, LEFT_OUT),
+        (["train", "digits", "--resume", "--skip-bad"], 2, LEFT_OUT),
+        (["train", "digits", "--resume", "--overwrite"], 2, LEFT_OUT),
         (["export", "nowhere", "--name", "digits"], 1, "is not a run folder"),
         (["export", "nowhere", "--name", "../up"], 2, r"--name \.\./up"),  # before the run and its data are read
     ],

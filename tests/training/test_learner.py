@@ -135,3 +135,32 @@ def test_no_gradient_and_no_decay_reaches_a_frozen_gamma():
     one.step([batch()], 1)
     assert all(torch.equal(norm.weight, kept) for (_, norm), kept in zip(batch_norms(network), before, strict=True))
     assert not torch.equal(snapshot(network)["block1.norm"][0], moved["block1.norm"][0])
+
+
+class Scattered(nn.Module):
+    """Puts its logits in place by an operation whose order nobody fixes."""
+
+    def __init__(self):
+        super().__init__()
+        self.logits = nn.Parameter(torch.zeros(10))
+
+    def forward(self, images):
+        places = torch.arange(10 * len(images))
+        spread = self.logits.expand(len(images), -1).flatten()
+        return torch.zeros_like(spread).put(places, spread).view(-1, 10)
+
+
+@pytest.fixture
+def _only_deterministic():
+    torch.use_deterministic_algorithms(mode=True)
+    yield
+    torch.use_deterministic_algorithms(mode=False)
+
+
+@pytest.mark.usefixtures("_only_deterministic")
+def test_an_operation_that_is_not_deterministic_is_refused_by_name_with_the_mend():
+    model = Scattered()
+    config = replace(PLAIN, deterministic=True)
+    one = Learner(model, build_optimizer(config, model), config)
+    with pytest.raises(RunError, match=r"deterministic = true: put_? .*on this device; .*set deterministic = false"):
+        one.step([batch()], 1)

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import re
 import shutil
 from collections.abc import Callable
@@ -16,7 +17,7 @@ from safetensors import safe_open
 from training_support import IDX_STEMS, QUICK, StopsAfterFirstEpoch, hush, idx_bytes, idx_files, idx_source, write_idx
 
 from training import data
-from training.config import TrainConfig
+from training.config import TrainConfig, prepare_arithmetic
 from training.data import load
 from training.errors import RunError, UsageError
 from training.loop import Batches, Normalize, evaluate
@@ -233,3 +234,23 @@ def test_a_loss_that_is_not_finite_leaves_the_last_good_epoch(tmp_path: Path):
         train(TrainConfig("digits", "small_cnn", 3, 16, learning_rate=1e30, validation_images=1300), run, say=hush)
     assert (run / "config.json").exists()
     assert not (run / "result.json").exists()
+
+
+def test_a_deterministic_run_refuses_what_is_not_and_gives_the_same_bits_twice(tmp_path: Path):
+    config = replace(QUICK, epochs=2, deterministic=True, flip=True, cutout=2.0, dropout=0.3)
+    for name in ("one", "other"):
+        torch.manual_seed(len(name))
+        train(config, tmp_path / name, say=hush)
+        assert torch.are_deterministic_algorithms_enabled()
+    for file in ("last.safetensors", "best.safetensors"):
+        one, other = (tensors_of(tmp_path / name / file) for name in ("one", "other"))
+        assert all(torch.equal(one[key], other[key]) for key in one)
+    train(replace(config, deterministic=False, epochs=1), tmp_path / "free", say=hush)
+    assert not torch.are_deterministic_algorithms_enabled(), "one run does not bind the next"
+
+
+@pytest.mark.parametrize("is_wanted", [True, False])
+def test_cublas_gets_its_workspace_before_torch_is_loaded_where_a_run_is_deterministic(monkeypatch, is_wanted: bool):
+    monkeypatch.setattr(os, "environ", {})
+    prepare_arithmetic(replace(QUICK, deterministic=is_wanted))
+    assert os.environ.get("CUBLAS_WORKSPACE_CONFIG") == (":4096:8" if is_wanted else None)
