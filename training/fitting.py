@@ -90,10 +90,13 @@ class Fit:
                 self._epoch(epoch, records, display)
 
     def choose_statistics(self) -> Facts:
-        """Hold population statistics against those of `best` on validation; keep the better there, and say which."""
+        """Hold population statistics against those of `best` on validation; keep the better there, and say which.
+
+        Averaged weights have had population statistics in every epoch, and keep them.
+        """
         path, network = self.run / BEST_FILE, self.learner.network
         facts, _ = load_checkpoint(path, network)
-        if facts.compared or not self.config.population_images or not self._has_norms:
+        if facts.compared or not self._has_choice:
             return facts
         kept = self._validate()
         self._estimate(network)
@@ -112,9 +115,10 @@ class Fit:
         return facts
 
     @property
-    def _has_norms(self) -> bool:
-        """True where the network has running statistics at all."""
-        return any("running_mean" in name for name, _ in self.learner.network.named_buffers())
+    def _has_choice(self) -> bool:
+        """True where the network has running statistics, and others are to be held against them."""
+        is_wanted = self.config.population_images > 0 and self.learner.average is None
+        return is_wanted and any("running_mean" in name for name, _ in self.learner.network.named_buffers())
 
     def _epoch(self, epoch: int, records: Recorder, display: console.Display) -> None:
         started = perf_counter()

@@ -1,6 +1,7 @@
 """Runs that stop and go on: after any step, by Ctrl-C, by SIGKILL, with other threads, early; and what `last` holds."""
 
 import contextlib
+import copy
 import json
 import os
 import shutil
@@ -18,9 +19,11 @@ from training_support import QUICK, disk_of, hush
 from training.checkpoint import load_checkpoint, read_facts
 from training.config import TrainConfig
 from training.errors import RunError
+from training.fitting import estimate_on
+from training.loop import Batches, Normalize
 from training.normalization import batch_norms
 from training.report import read_metrics, recorder
-from training.run import Trained, build_network, train
+from training.run import Trained, build_network, load_run, train
 
 CONFIG = replace(
     QUICK, epochs=5, validation_images=200, flip=True, cutout=2.0, save_steps=3, population_images=300, weight_ema=0.0
@@ -168,6 +171,51 @@ def test_last_holds_raw_statistics_and_best_says_what_it_holds(tmp_path: Path):
     assert share > 0.3, "raw statistics still hold much of their start, so that this test can see them"
     raw = tensors_of(run / "last.safetensors")["block1.norm.running_var"]
     assert (raw > share * 0.999).all(), "the variance of 1 that they started from is in them"
+
+
+def test_corrected_statistics_are_kept_where_the_network_was_trained_with_them_and_fits_no_others(tmp_path: Path):
+    run, told = tmp_path / "run", []
+    frozen = replace(QUICK, epochs=6, clip_norm=1.0, learning_rate=0.02, freeze_statistics_from=2)
+    result = train(frozen, run, say=told.append)
+    compared = result["statistics_compared"]
+    assert compared["population"] < compared["corrected"] == result["validation_accuracy"]
+    assert read_facts(run / "best.safetensors").statistics == result["statistics"] == "corrected"
+    assert any(line.startswith("BatchNorm statistics: corrected kept; validation") for line in told)
+    rows = read_metrics(run / "metrics.csv")
+    assert compared["corrected"] == max(row.validation_accuracy for row in rows), "those of the best epoch, unspoiled"
+
+
+def test_averaged_weights_are_kept_with_statistics_estimated_for_them(tmp_path: Path):
+    run = tmp_path / "run"
+    result = train(replace(CONFIG, epochs=3, validation_images=1300, weight_ema=0.9, bn_momentum=0.02), run, say=hush)
+    best, last = (tensors_of(run / f"{name}.safetensors") for name in ("best", "last"))
+    assert (result["best_epoch"], result["statistics"]) == (3, "population")
+    weights = [name for name in best if name.endswith("conv.weight")]
+    assert weights
+    for name in weights:
+        assert torch.equal(best[name], last[f"average.module.{name}"])
+        assert not torch.equal(best[name], last[name])
+    again = copy.deepcopy(load_run(run))
+    model = torch.nn.Sequential(Normalize(again.pixels.mean, again.pixels.std), again.network).float()
+    estimate_on(model, Batches.on(torch.device("cpu"), again.dataset.training), again.config)
+    for name, norm in batch_norms(again.network):
+        torch.testing.assert_close(best[f"{name}.running_var"], norm.running_var, rtol=1e-6, atol=0)
+        live = last[f"{name}.running_var"]
+        assert not torch.allclose(live, norm.running_var, rtol=0.05), "those of the live weights belong to others"
+
+
+def test_frozen_statistics_stay_from_their_epoch_on(tmp_path: Path):
+    runs = {}
+    for epochs in (2, 4):
+        config = replace(CONFIG, epochs=epochs, validation_images=1300, freeze_statistics_from=3, schedule="constant")
+        train(config, tmp_path / str(epochs), say=hush)
+        runs[epochs] = tensors_of(tmp_path / str(epochs) / "last.safetensors")
+    before, after = runs[2], runs[4]
+    for name in (name for name in before if "running_" in name or "tracked" in name):
+        assert torch.equal(before[name], after[name]), name
+    gammas = [name for name in before if name.endswith("norm.weight") and not name.startswith("optimizer")]
+    assert gammas
+    assert not any(torch.equal(before[name], after[name]) for name in gammas), "γ still trains"
 
 
 def test_choosing_statistics_a_second_time_changes_nothing(tmp_path: Path, wholes):

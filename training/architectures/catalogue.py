@@ -12,7 +12,7 @@ from training.architectures.mobile import MobileNet
 from training.architectures.resnet import resnet18, resnet50
 from training.architectures.small import SmallCNN, SmallResNet
 from training.errors import UsageError
-from training.normalization import batch_norms
+from training.normalization.layers import batch_norms, taken_apart
 
 ARCHITECTURES: dict[str, Callable[..., nn.Module]] = {
     "small_cnn": SmallCNN,
@@ -72,8 +72,8 @@ def _build_timm(name: str, channels: int, classes: int, norm: Normalization, dro
 
     if norm.kind != "batch":
         raise UsageError(f"norm = {norm.kind}: {TIMM}{name} keeps the normalization that timm gives it; use batch")
-    network: nn.Module = timm.create_model(
-        name, pretrained=False, in_chans=channels, num_classes=classes, drop_rate=dropout
+    network = taken_apart(
+        timm.create_model(name, pretrained=False, in_chans=channels, num_classes=classes, drop_rate=dropout)
     )
     for _, layer in batch_norms(network):
         layer.momentum, layer.eps = norm.momentum, norm.eps

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 
 from torch import Tensor, nn
 
-from training.normalization.layers import batch_norms
+from training.normalization.layers import batch_norms, put_module
 
 
 class DomainNorm(nn.Module):
@@ -30,7 +30,7 @@ class DomainNorm(nn.Module):
 def separate(network: nn.Module, domains: Sequence[str]) -> nn.Module:
     """Put a DomainNorm in the place of every BatchNorm; each domain starts from what that one held."""
     for name, norm in list(batch_norms(network)):
-        _replace(network, name, DomainNorm(norm, domains))
+        put_module(network, name, DomainNorm(norm, domains))
     return network
 
 
@@ -58,10 +58,5 @@ def of_domain(network: nn.Module, domain: str) -> nn.Module:
     plain = copy.deepcopy(network)
     for name, module in list(plain.named_modules()):
         if isinstance(module, DomainNorm):
-            _replace(plain, name, module.domains[domain])
+            put_module(plain, name, module.domains[domain])
     return plain
-
-
-def _replace(network: nn.Module, name: str, module: nn.Module) -> None:
-    parent, _, child = name.rpartition(".")
-    setattr(network.get_submodule(parent), child, module)

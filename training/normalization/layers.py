@@ -1,5 +1,6 @@
 """What the BatchNorm layers of a network hold: found, read, and judged by numbers alone."""
 
+from collections import OrderedDict
 from collections.abc import Iterator
 from typing import Literal
 
@@ -19,6 +20,42 @@ def batch_norms(model: nn.Module) -> Iterator[tuple[str, _BatchNorm]]:
     for name, module in model.named_modules():
         if isinstance(module, _BatchNorm):
             yield name, module
+
+
+def put_module(network: nn.Module, name: str, module: nn.Module) -> nn.Module:
+    """Put `module` in the place of the one with a dotted name; return the network, or `module` for the empty name."""
+    parent, _, child = name.rpartition(".")
+    if not child:
+        return module
+    setattr(network.get_submodule(parent), child, module)
+    return network
+
+
+def taken_apart(network: nn.Module) -> nn.Module:
+    """Replace each BatchNorm that also drops and activates by a plain one with what follows it; parameters are shared.
+
+    timm's BatchNormAct2d is a BatchNorm whose `forward` goes on with its children `drop` and `act`; synchronizing it
+    would lose both.
+    """
+    for name, norm in list(batch_norms(network)):
+        following = OrderedDict(norm.named_children())
+        if following and following.keys() <= {"drop", "act"}:
+            kept = {child: one for child, one in following.items() if not isinstance(one, nn.Identity)}
+            plain = _plain(norm)
+            network = put_module(network, name, nn.Sequential(OrderedDict(norm=plain, **kept)) if kept else plain)
+    return network
+
+
+def _plain(norm: _BatchNorm) -> nn.BatchNorm2d:
+    plain = nn.BatchNorm2d(norm.num_features, norm.eps, norm.momentum, norm.affine, norm.track_running_stats)
+    share_state(norm, plain)
+    return plain.train(norm.training)
+
+
+def share_state(norm: _BatchNorm, twin: _BatchNorm) -> None:
+    """Let `twin` hold the very parameters and buffers of `norm`."""
+    for name, value in (*norm.named_parameters(recurse=False), *norm.named_buffers(recurse=False)):
+        setattr(twin, name, value)
 
 
 def norm_records(model: nn.Module, statistics: Statistics = "raw") -> tuple[NormRecord, ...]:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, distributed, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from training.normalization.layers import batch_norms, put_statistics, running_buffers
+from training.normalization.layers import batch_norms, put_module, put_statistics, running_buffers, share_state
 from training.normalization.moments import Moments
 
 
@@ -94,19 +94,13 @@ def synchronize(network: nn.Module, device: torch.device) -> nn.Module:
         converted: nn.Module = nn.SyncBatchNorm.convert_sync_batchnorm(network)  # type: ignore[no-untyped-call]
         return converted
     for name, norm in list(batch_norms(network)):
-        parent, _, child = name.rpartition(".")
-        if not child:
-            return _synchronized(norm)
-        setattr(network.get_submodule(parent), child, _synchronized(norm))
+        network = put_module(network, name, _synchronized(norm))
     return network
 
 
 def _synchronized(norm: _BatchNorm) -> SynchronizedBatchNorm:
     twin = SynchronizedBatchNorm(norm.num_features, norm.eps, norm.momentum, norm.affine, norm.track_running_stats)
-    for name, parameter in norm.named_parameters(recurse=False):
-        setattr(twin, name, parameter)
-    for name, buffer in norm.named_buffers(recurse=False):
-        setattr(twin, name, buffer)
+    share_state(norm, twin)
     return twin.train(norm.training)
 
 

@@ -1,5 +1,7 @@
 """`training.normalization` and `training.architectures`: what BatchNorm layers hold, and networks with them."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -7,6 +9,7 @@ from torch import nn
 from training.architectures import ARCHITECTURES, build
 from training.errors import UsageError
 from training.normalization import batch_norms, initial_share, norm_records
+from training.normalization.layers import taken_apart
 
 
 def test_no_update_leaves_all_of_the_initial_statistics():
@@ -64,3 +67,47 @@ def test_each_architecture_gives_logits_and_takes_its_batchnorm_momentum(name: s
 def test_an_unknown_architecture_is_refused_with_the_nearest_name():
     with pytest.raises(UsageError, match=r"small_cn is not known \(did you mean small_cnn\?\)"):
         build("small_cn", channels=1, classes=2, size=28, bn_momentum=0.1)
+
+
+class NormAct(nn.BatchNorm2d):
+    """As timm's BatchNormAct2d: what is dropped and activated afterwards belongs to it."""
+
+    def __init__(self, features: int, drop: nn.Module, act: nn.Module):
+        super().__init__(features)
+        self.drop, self.act = drop, act
+
+    def forward(self, features):
+        return self.act(self.drop(super().forward(features)))
+
+
+def network_of(*norms: nn.Module) -> nn.Module:
+    """Convolutions, each with a BatchNorm that has seen a batch."""
+    torch.manual_seed(0)
+    network = nn.Sequential(*(part for norm in norms for part in (nn.Conv2d(3, 3, 3, padding=1), norm)))
+    network.train()(torch.randn(8, 3, 5, 5) + 1)
+    return network
+
+
+def test_a_batchnorm_that_activates_too_is_taken_apart_without_changing_an_answer_or_a_parameter():
+    bundled = network_of(NormAct(3, nn.Identity(), nn.ReLU()), NormAct(3, nn.Identity(), nn.Identity()))
+    apart = taken_apart(copy.deepcopy(bundled))
+    images = torch.randn(4, 3, 5, 5)
+    for network in (bundled, apart):
+        network.train()
+    assert torch.equal(bundled(images), apart(images))
+    assert torch.equal(bundled.eval()(images), apart.eval()(images))
+    norms = dict(batch_norms(apart))
+    assert list(norms) == ["1.norm", "3"]
+    assert {type(norm) for norm in norms.values()} == {nn.BatchNorm2d}
+    for mine, theirs in zip(norms.values(), (bundled[1], bundled[3]), strict=True):
+        assert all(torch.equal(mine.state_dict()[name], theirs.state_dict()[name]) for name in mine.state_dict())
+
+
+def test_taking_apart_shares_parameters_and_leaves_other_networks_alone():
+    norm = NormAct(3, nn.Dropout(0.5), nn.SiLU())
+    apart = taken_apart(nn.Sequential(norm))
+    assert apart[0].norm.weight is norm.weight
+    assert apart[0].norm.running_var is norm.running_var
+    assert [type(one) for one in apart[0]] == [nn.BatchNorm2d, nn.Dropout, nn.SiLU]
+    plain = network_of(nn.BatchNorm2d(3))
+    assert taken_apart(plain)[1] is plain[1]
