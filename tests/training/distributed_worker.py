@@ -1,19 +1,20 @@
 """Run under torchrun by `test_distributed`: trains, or measures BatchNorm, and leaves what came of it in a folder."""
 
 import json
+import os
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 
+from foldserve.cli import main as foldserve
 from training import distributed
-from training.config import TrainConfig
 from training.distributed import processes
 from training.normalization.moments import Moments
 from training.normalization.running import snapshot
 from training.normalization.synchronized import merge_processes, merge_running_statistics, synchronize
-from training.run import train
 
 
 def share(values: torch.Tensor) -> torch.Tensor:
@@ -48,16 +49,31 @@ def measure(folder: Path) -> None:
     torch.save(found, folder / f"found-{distributed.rank()}.pt")
 
 
-def main() -> None:
+def train(folder: Path) -> int:
+    """Run `foldserve train`, and leave the names of what this process wrote in the run's folder."""
+    run, wrote = folder / "run", []
+
+    def watch(event: str, arguments: tuple[Any, ...]) -> None:
+        is_opened = event == "open" and (arguments[2] or 0) & (os.O_WRONLY | os.O_RDWR)
+        if (is_opened or event in {"os.rename", "os.remove"}) and str(arguments[0]).startswith(str(run)):
+            wrote.append(Path(arguments[0]).name)
+
+    sys.addaudithook(watch)
+    given = ["--resume"] if (run / "config.json").exists() else ["--config", str(folder / "given.json")]
+    code = foldserve(["train", "digits", "--out", str(run), *given])
+    (folder / f"wrote-{os.environ['RANK']}.json").write_text(json.dumps(wrote))
+    return code
+
+
+def main() -> int:
     """Do what the first argument says, in the folder that the second names."""
     torch.set_num_threads(1)
     what, folder = sys.argv[1], Path(sys.argv[2])
-    if what == "measure":
-        with processes(torch.device("cpu")):
-            measure(folder)
-        return
-    config = TrainConfig.from_mapping(json.loads((folder / "given.json").read_text()))
-    train(config, folder / "run", resume=(folder / "run" / "config.json").exists())
+    if what == "train":
+        return train(folder)
+    with processes(torch.device("cpu")):
+        measure(folder)
+    return 0
 
 
-main()
+sys.exit(main())

@@ -15,7 +15,7 @@ from safetensors import safe_open
 from torch import nn
 from training_support import QUICK, hush
 
-from training.checkpoint import load_checkpoint
+from training.checkpoint import load_checkpoint, read_facts
 from training.report import read_metrics
 from training.run import build_network, load_run, train
 
@@ -127,11 +127,13 @@ def two_and_one(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, s
 @pytest.mark.e2e
 def test_two_processes_train_as_one_does_at_the_same_global_batch(two_and_one):
     run, alone, _ = two_and_one
-    together, single = (tensors_of(folder / "last.safetensors") for folder in (run, alone))
-    assert list(together) == list(single)
-    for name in single:
-        # two steps of float32 sums in another order; later ones amplify rounding without bound
-        torch.testing.assert_close(together[name], single[name], rtol=1e-4, atol=1e-5)
+    for file in ("last.safetensors", "best.safetensors"):  # raw statistics, and population statistics of all processes
+        together, single = (tensors_of(folder / file) for folder in (run, alone))
+        assert list(together) == list(single)
+        for name in single:
+            # two steps of float32 sums in another order; later ones amplify rounding without bound
+            torch.testing.assert_close(together[name], single[name], rtol=1e-4, atol=1e-5)
+    assert [read_facts(folder / "best.safetensors").statistics for folder in (run, alone)] == ["population"] * 2
     rows = [read_metrics(folder / "metrics.csv") for folder in (run, alone)]
     assert rows[0][0].validation_accuracy == pytest.approx(rows[1][0].validation_accuracy, abs=2 / 1300)
     result = json.loads((run / "result.json").read_text())
@@ -145,7 +147,10 @@ def test_one_process_writes_and_speaks(two_and_one):
     assert {path.name.split(".tfevents")[0] for path in run.iterdir()} == {
         path.name.split(".tfevents")[0] for path in alone.iterdir()
     }
-    assert said.count("epoch 1/1") == 1
+    first, second = (json.loads((run.parent / f"wrote-{rank}.json").read_text()) for rank in range(2))
+    assert {"metrics.csv", ".last.safetensors.part", ".best.safetensors.part", ".result.json.part"} <= set(first)
+    assert second == []
+    assert said.count("epoch 1/1") == said.count("test accuracy") == 1
     assert re.search(r"batches of 68 over 2 processes, of which BatchNorm sees 68 images at a time", said)
 
 
@@ -159,8 +164,12 @@ def test_checkpoints_of_two_processes_and_of_one_are_interchangeable(tmp_path: P
     (tmp_path / "run" / "config.json").write_text(longer.to_json())
     (tmp_path / "given.json").write_text(longer.to_json())
     torchrun(str(WORKER), "train", str(tmp_path))
-    assert [row.epoch for row in read_metrics(tmp_path / "run" / "metrics.csv")] == [1, 2]
     again = shutil.copytree(run, tmp_path / "again")
     (again / "config.json").write_text(longer.to_json())
     train(CONFIG, again, resume=True, say=hush)
-    assert [row.epoch for row in read_metrics(again / "metrics.csv")] == [1, 2]
+    ends = [read_metrics(folder / "metrics.csv") for folder in (tmp_path / "run", again)]
+    assert [[row.epoch for row in rows] for rows in ends] == [[1, 2], [1, 2]]
+    # one process then two, and two then one, take the same four steps: float32 rounding, amplified by each
+    assert ends[0][1].train_loss == pytest.approx(ends[1][1].train_loss, rel=1e-3)
+    for name, value in tensors_of(tmp_path / "run" / "last.safetensors").items():
+        torch.testing.assert_close(value, tensors_of(again / "last.safetensors")[name], rtol=1e-2, atol=1e-3)
