@@ -35,10 +35,10 @@ model = Repository(Path("models"), open_engine).load("mnist", choose_device("cud
 print(f"{model.golden_images} golden images, largest difference {model.golden_difference:.2g}")
 PYTHON
     step "the committed model, ResNet-18 and -50 certify on CUDA; what that costs" \
-        "$PYTHON" benchmarks/independence.py --device cuda
+        "$PYTHON" -m benchmarks.independence --device cuda
     # The workspace is the service's own; TF32 stays open in the environment, for the table tries it on and off.
     step "bit-classes of batch sizes 1 to 64 on CUDA, by search, TF32 and layout" \
-        env -u NVIDIA_TF32_OVERRIDE CUBLAS_WORKSPACE_CONFIG=:16:8 "$PYTHON" benchmarks/independence.py --cuda-classes
+        env -u NVIDIA_TF32_OVERRIDE CUBLAS_WORKSPACE_CONFIG=:16:8 "$PYTHON" -m benchmarks.independence --cuda-classes
     step "an exact model's float twin on CUDA: float32, TF32 and NHWC, under each algorithm search" \
         env -u NVIDIA_TF32_OVERRIDE "$PYTHON" -m benchmarks.exact --cuda --models "$OUT/models" --model digits
 else

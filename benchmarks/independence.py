@@ -19,7 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -28,85 +28,23 @@ import numpy as np
 import onnxruntime
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
-from torch.nn import functional
 
-from service.artifact import GOLDEN_FILE, MANIFEST_KEY, MODEL_FILE, Artifact
+from benchmarks.independence_cuda import cuda_classes
+from benchmarks.random_resnets import write_resnet
+from service.artifact import Artifact
 from service.batching import Batcher
-from service.config import arithmetic_environment, cpu_count
-from service.engine import CUDA, Device, choose_device, cuda_problem, open_engine
-from service.golden import Golden
+from service.config import cpu_count
+from service.engine import Device, choose_device, open_engine
 from service.independence.certificate import CertificateStore
 from service.independence.certify import candidates, certify, subject_of
 from service.independence.effort import QUICK
-from service.independence.probe import Pixels, digest_of, fill
 from service.independence.spotcheck import SpotCheck
-from service.manifest import Manifest
-from service.preprocessing import Preprocessing, encode_png
 from service.repository import Model, Repository
 from service.running import Job, Logits, Runner
-from training.export import Classifier, to_onnx
-from training.folding.modules import fold
-from training.loop import Normalize
-from training.parity import reference
 
 DEMO = "mnist"
-SIDE = 224
-CLASSES = 1000
-GOLDEN_IMAGES = 16
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's
 MAX_BATCH_SIZE = 8
 SPOT_CHECK_SHARE = 0.001  # the service's default
-CUDA_SIZES = range(1, 65)
-CUDA_SEARCHES = ("HEURISTIC", "EXHAUSTIVE", "DEFAULT")
-
-
-class Block(nn.Module):
-    """He et al. 2015, figure 5: two 3 × 3 convolutions, or with `expansion` 4 the bottleneck of 1 × 1, 3 × 3, 1 × 1."""
-
-    def __init__(self, inputs: int, width: int, *, stride: int, expansion: int) -> None:
-        super().__init__()
-        outputs = width * expansion
-        kernels = [(inputs, width, 3), (width, width, 3)] if expansion == 1 else None
-        kernels = kernels or [(inputs, width, 1), (width, width, 3), (width, outputs, 1)]
-        strided = next(index for index, kernel in enumerate(kernels) if kernel[2] == 3)
-        layers = [conv_norm(*kernel, stride if index == strided else 1) for index, kernel in enumerate(kernels)]
-        self.body = nn.Sequential(*itertools.chain.from_iterable((layer, nn.ReLU()) for layer in layers))[:-1]
-        is_plain = stride == 1 and inputs == outputs
-        self.shortcut = nn.Identity() if is_plain else conv_norm(inputs, outputs, 1, stride)
-
-    def forward(self, features: Tensor) -> Tensor:
-        """Return features (N, width · expansion, H/stride, W/stride)."""
-        return functional.relu(self.body(features) + self.shortcut(features))
-
-
-class ResNet(nn.Module):
-    """He et al. 2015, table 1: a 7 × 7 stem, four stages of blocks, global average pooling, a linear head."""
-
-    def __init__(self, depths: tuple[int, ...], expansion: int) -> None:
-        super().__init__()
-        self.stem = nn.Sequential(conv_norm(3, 64, 7, 2), nn.ReLU(), nn.MaxPool2d(3, 2, 1))
-        blocks: list[nn.Module] = []
-        inputs = 64
-        for stage, depth in enumerate(depths):
-            for index in range(depth):
-                stride = 2 if stage > 0 and index == 0 else 1
-                blocks.append(Block(inputs, 64 * 2**stage, stride=stride, expansion=expansion))
-                inputs = 64 * 2**stage * expansion
-        self.stages = nn.Sequential(*blocks)
-        self.pool = nn.AdaptiveAvgPool2d(1)
-        self.head = nn.Linear(inputs, CLASSES)
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Return logits (N, classes)."""
-        logits: Tensor = self.head(self.pool(self.stages(self.stem(images))).flatten(1))
-        return logits
-
-
-RESNETS: dict[str, Callable[[], ResNet]] = {
-    "resnet18": lambda: ResNet((2, 2, 2, 2), expansion=1),
-    "resnet50": lambda: ResNet((3, 4, 6, 3), expansion=4),
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,9 +111,9 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory() as folder:
         names = ["resnet18"] if arguments.quick or arguments.dry_run else ["resnet18", "resnet50"]
-        paths = {DEMO: arguments.models} | {name: _write_resnet(Path(folder), name) for name in names}
+        paths = {DEMO: arguments.models} | {name: write_resnet(Path(folder), name) for name in names}
         found = (
-            _cuda_classes(paths, names, arguments)
+            cuda_classes(paths, names, dry_run=arguments.dry_run)
             if arguments.cuda_classes
             else _measure(paths, Path(folder), arguments)
         )
@@ -201,48 +139,6 @@ def _measure(paths: dict[str, Path], folder: Path, arguments: argparse.Namespace
     _print("memory, MiB (PSS)", memory)
     rows = {"throughput": throughputs, "certifying": times, "memory": memory}
     return {key: [asdict(row) for row in found] for key, found in rows.items()}
-
-
-def conv_norm(inputs: int, outputs: int, kernel: int, stride: int = 1) -> nn.Sequential:
-    """Return a convolution without bias that keeps the size but for its stride, and its BatchNorm."""
-    conv = nn.Conv2d(inputs, outputs, kernel, stride, padding=kernel // 2, bias=False)
-    return nn.Sequential(conv, nn.BatchNorm2d(outputs, momentum=None))  # statistics are plain means over all batches
-
-
-def _write_resnet(models: Path, name: str) -> Path:
-    """Write a random network, folded, as models/<name>/1/; return `models`."""
-    torch.manual_seed(0)
-    images = _photos(GOLDEN_IMAGES)
-    normalize, network = Normalize(MEAN, STD), RESNETS[name]()
-    with torch.no_grad():
-        for part in np.array_split(images, 4):
-            network.train()(normalize(torch.from_numpy(part).permute(0, 3, 1, 2)).float())
-    folded = fold(network.eval())
-    wanted = reference(Classifier(normalize, folded.unfolded), images)
-    model = to_onnx(Classifier(normalize, folded.module), example=images[:2])
-    manifest = Manifest(
-        name=name,
-        labels=tuple(f"class {index}" for index in range(CLASSES)),
-        preprocessing=Preprocessing(mode="RGB", size=(SIDE, SIDE), mean=MEAN, std=STD),
-        folds=folded.folds,
-    )
-    model.metadata_props.add(key=MANIFEST_KEY, value=manifest.model_dump_json())
-    golden = Golden(tuple(encode_png(image) for image in images), images, wanted.logits, wanted.limit)
-    folder = models / name / "1"
-    folder.mkdir(parents=True)
-    (folder / MODEL_FILE).write_bytes(model.SerializeToString())
-    (folder / GOLDEN_FILE).write_bytes(golden.to_bytes())
-    return models
-
-
-def _photos(count: int) -> Pixels:
-    """Return smooth seeded images with some noise, uint8 (count, SIDE, SIDE, 3): nearer to photos than noise is."""
-    generator = torch.Generator().manual_seed(1)
-    coarse = torch.rand((count, 3, 8, 8), generator=generator)
-    smooth = functional.interpolate(coarse, size=(SIDE, SIDE), mode="bicubic")
-    noisy = smooth + 0.05 * torch.randn(smooth.shape, generator=generator)
-    pixels: Pixels = (255 * noisy.clamp(0, 1)).to(torch.uint8).permute(0, 2, 3, 1).contiguous().numpy()
-    return pixels
 
 
 def _throughputs(models: Path, name: str, device: Device, arguments: argparse.Namespace) -> Iterator[Throughput]:
@@ -325,7 +221,7 @@ def _timed(command: list[str]) -> tuple[float, dict[str, Any]]:
 
 
 def _memory(models: Path, name: str, repeats: int) -> Memory:
-    command = [sys.executable, __file__, "--memory-of", str(models / name / "1")]
+    command = [sys.executable, "-m", "benchmarks.independence", "--memory-of", str(models / name / "1")]
     runs = [_timed(command)[1] for _ in range(repeats)]
     return Memory(name, **{key: round(statistics.median(run[key] for run in runs), 1) for key in runs[0]})
 
@@ -351,51 +247,6 @@ def _pss_mib() -> float:
     ctypes.CDLL(None).malloc_trim(0)
     lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
     return int(next(line for line in lines if line.startswith("Pss:")).split()[1]) / 1024
-
-
-def _cuda_classes(paths: dict[str, Path], names: list[str], arguments: argparse.Namespace) -> dict[str, Any]:
-    """Print, for each network and setting of cuDNN, the groups of batch sizes whose bits agree."""
-    if not arguments.dry_run and (problem := cuda_problem()):
-        sys.exit(f"CUDA cannot be had: {problem}")
-    sizes_tried = range(1, 4) if arguments.dry_run else CUDA_SIZES
-    searches = CUDA_SEARCHES[:1] if arguments.dry_run else CUDA_SEARCHES
-    found = []
-    print("model, algorithm search, use_tf32, prefer_nhwc: groups of batch sizes with equal bits")
-    for name, search, tf32, nhwc in itertools.product(names, searches, "01", "01"):
-        artifact = Artifact.load(paths[name] / name / "1")
-        options = {"cudnn_conv_algo_search": search, "use_tf32": tf32, "prefer_nhwc": nhwc}
-        groups: dict[str, list[int]] = {}
-        providers: list[Any] = [("CPUExecutionProvider", {})] if arguments.dry_run else [(CUDA, options)]
-        for size in sizes_tried:
-            groups.setdefault(_bits(artifact, size, providers, max(sizes_tried)), []).append(size)
-        classes = [{"sizes": sizes, "sound": not bits.startswith("unsound")} for bits, sizes in groups.items()]
-        print(name, *options.values(), *(_sizes(one) for one in classes), flush=True)  # what is done outlives a timeout
-        found.append({"model": name, **options, "classes": classes})
-    # Not through the engine, which would switch TF32 off for the whole process.
-    return {"environment": arithmetic_environment(), "cuda_classes": found}
-
-
-def _bits(artifact: Artifact, size: int, providers: list[Any], count: int) -> str:
-    """Return the digest of `count` images' logits at one batch size; one of its own where slot or restart matters."""
-    images = np.resize(artifact.golden.pixels, (count, *artifact.golden.pixels.shape[1:]))
-    images = images ^ np.arange(len(images), dtype=np.uint8)[:, None, None, None]  # repeated images differ
-    digests = set()
-    for rotations in ((0, 1, size // 2), (0,)):  # the second session is a restart
-        options = onnxruntime.SessionOptions()
-        options.use_deterministic_compute = True
-        session = onnxruntime.InferenceSession(artifact.model_bytes, options, providers=providers)
-        if session.get_providers()[0] != providers[0][0]:
-            sys.exit("ONNX Runtime fell back to the CPU")
-        for rotation in rotations:
-            turned = np.roll(images, rotation, axis=0)
-            parts = (fill(turned[at : at + size], size) for at in range(0, len(turned), size))
-            logits = np.concatenate([session.run(None, {"image": part})[0] for part in parts])[: len(images)]
-            digests.add(digest_of(np.roll(logits, -rotation, axis=0)))
-    return digests.pop() if len(digests) == 1 else f"unsound at {size}"
-
-
-def _sizes(one: dict[str, Any]) -> str:
-    return ("{" if one["sound"] else "unsound {") + ",".join(str(size) for size in one["sizes"]) + "}"
 
 
 def _print(title: str, rows: list[Any]) -> None:
