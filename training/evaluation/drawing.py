@@ -48,7 +48,7 @@ def draw_reliability(found: Calibration) -> bytes:
     percent(axes, decimals=0)
     axes.set_xlabel("confidence of the answer (numbers: images)")
     axes.set_ylabel("share that was right")
-    axes.legend(frameon=False, fontsize=9, loc="upper left", bbox_to_anchor=(0.0, 0.9))
+    axes.legend(frameon=False, fontsize=9, loc="upper center", bbox_to_anchor=(0.5, -0.13), ncols=2)  # off the bars
     return png(canvas)
 
 

@@ -27,6 +27,7 @@ from training.evaluation.measures import (
     worst,
 )
 from training.loop import Normalize
+from training.normalization.domains import active
 from training.page import Picture, Section, Table, build_page
 from training.run import Trained
 
@@ -120,9 +121,16 @@ def _card_section(trained: Trained, found: Evaluation) -> str:
 
 @torch.no_grad()
 def _logits(trained: Trained) -> NDArray[np.float64]:
+    """Return the logits of the test images (N, classes), each domain's with its own BatchNorm where it has one."""
     model = nn.Sequential(Normalize(trained.pixels.mean, trained.pixels.std), trained.network).float().eval()
-    test = Batches.on(torch.device("cpu"), trained.dataset.test)
-    return np.concatenate([model(images).double().numpy() for images, _ in test.fetch(test.in_order())])
+    test, domains = Batches.on(torch.device("cpu"), trained.dataset.test), trained.dataset.domains
+    logits = np.empty((len(test), len(trained.dataset.labels)))
+    for index, domain in enumerate(domains or ("",)):
+        order = test.in_order(index if domains else None)
+        with active(trained.network, domain):
+            for places, (images, _) in zip(order, test.fetch(order), strict=True):
+                logits[places] = model(images).double().numpy()
+    return logits
 
 
 def _numbers(found: Evaluation) -> dict[str, Any]:
