@@ -71,8 +71,8 @@ def test_a_separate_run_is_exported_as_one_folded_artifact_a_domain(
         assert (labelled == test.targets).mean() == pytest.approx(results["domains"][domain], abs=0.01)
 
 
-def test_an_evaluation_gives_each_domain_its_own_batchnorm(tmp_path: Path, data_dir: Path, run: Path):
-    assert main(["evaluate", str(run), "--data-dir", str(data_dir), "--out", str(tmp_path)]) == 0
+def test_an_evaluation_gives_each_domain_its_own_batchnorm(tmp_path: Path, domain_data: Path, run: Path):
+    assert main(["evaluate", str(run), "--data-dir", str(domain_data), "--out", str(tmp_path)]) == 0
     result = json.loads((run / "result.json").read_text())
     numbers = json.loads((tmp_path / "evaluation.json").read_text())
     assert numbers["accuracy"] == pytest.approx(result["test_accuracy"], abs=1e-9)
