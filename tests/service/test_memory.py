@@ -54,7 +54,7 @@ def test_smaller_limits_on_requests_need_less_memory():
         max_bytes_in_flight=MIB, max_body_bytes=MIB, max_pixels_in_flight=1_000_000, max_image_pixels=1_000_000
     )
 
-    assert problem_after_loading(small, Memory(100 * MIB, 90 * MIB)) is None
+    assert problem_after_loading(small, Memory(110 * MIB, 90 * MIB)) is None
 
 
 def test_each_worker_may_hold_one_whole_request(caplog):
