@@ -47,6 +47,7 @@ class Facts:
     threads: int = 0
     compared: dict[str, float] = field(default_factory=dict)  # validation accuracy by kind of statistics
     loss_scale: dict[str, Any] = field(default_factory=dict)  # float16's, and steps skipped in a row
+    data: str = ""  # the data set's digest
 
 
 def save_checkpoint(

@@ -52,6 +52,7 @@ class Fit:
     validation: Batches
     domains: tuple[str, ...]
     run: Path
+    data: str = ""
     say: Callable[[str], None] = print
     facts: Facts = field(default_factory=lambda: Facts(0, 0.0, 0, -1.0, 0.0, 0.0, threads=torch.get_num_threads()))
     is_stopping: bool = False
@@ -62,11 +63,16 @@ class Fit:
         return self.learner.config
 
     def resume(self) -> None:
-        """Take up what `last` holds, if it is there. Raises RunError."""
+        """Take up what `last` holds, if it is there. Raises RunError, also where the data set is another by now."""
         path = self.run / LAST_FILE
         if not path.exists():
             return
         self.facts, tensors = load_checkpoint(path, self.learner.network)
+        if self.facts.data and self.facts.data != self.data:
+            raise RunError(
+                f"{path}: the data set has changed since then; bring its images and labels back to go on, or start "
+                "anew with another --out"
+            )
         restore_optimizer(self.learner.optimizer, tensors)
         if self.learner.average is not None:
             load_average(path, self.learner.average)
@@ -216,7 +222,7 @@ class Fit:
         self.facts = replace(self.facts, step=facts.step, tally=facts.tally)
         scale: dict[str, Any] = {**self.learner.scaler.state_dict(), "skipped": self.learner.skipped}
         average = None if self.learner.average is None else self.learner.average.state_dict()
-        stored = replace(facts, statistics="raw", loss_scale=scale, threads=torch.get_num_threads())
+        stored = replace(facts, statistics="raw", loss_scale=scale, threads=torch.get_num_threads(), data=self.data)
         self._save(self.run / LAST_FILE, stored, optimizer_tensors(self.learner.optimizer), average)
 
     def _save(

@@ -85,7 +85,7 @@ def train(
         set_threads(config, run / LAST_FILE if resume else None, tell)
         dataset = load_dataset(config, data_dir, download=download, say=tell)
         setup = prepare(config, dataset, device)
-        fit = Fit(*setup, domains=dataset.domains, run=run, say=tell)
+        fit = Fit(*setup, domains=dataset.domains, run=run, data=dataset.digest(), say=tell)
         if not resume and distributed.rank() == 0:  # once nothing is left that could refuse the configuration
             _prepare_folder(run, config, overwrite=overwrite)
         distributed.barrier()

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from training_support import IDX_STEMS, QUICK, StopsAfterFirstEpoch, hush, idx_bytes, idx_files, idx_source, write_idx
 
 from training import data
@@ -21,6 +22,7 @@ from training.config import TrainConfig, prepare_arithmetic
 from training.data import load
 from training.errors import RunError, UsageError
 from training.loop import Batches, Normalize, evaluate
+from training.normalization import batch_norms
 from training.report import EpochRow, read_metrics
 from training.run import Trained, load_run, pixel_statistics, read_config, train
 
@@ -63,6 +65,16 @@ def test_a_run_folder_holds_the_documented_files(finished_run: Path):
     assert names - documented, "TensorBoard's file is there"
 
 
+def test_tensorboard_reads_each_epoch_s_figures_and_the_drift_of_every_batchnorm(finished_run: Path, trained: Trained):
+    events = EventAccumulator(str(finished_run)).Reload()
+    losses = [(event.step, event.value) for event in events.Scalars("train/loss")]
+    assert losses == [(row.epoch, pytest.approx(row.train_loss)) for row in read_metrics(finished_run / "metrics.csv")]
+    for name, _ in batch_norms(trained.network):
+        drifts = [event.value for event in events.Scalars(f"batchnorm/{name}/mean_drift")]
+        assert len(drifts) == len(losses) - 1
+        assert min(drifts) > 0
+
+
 def test_metrics_have_one_row_an_epoch_with_every_column(finished_run: Path):
     rows = rows_of(finished_run)
     assert [row["epoch"] for row in rows] == ["1", "2", "3"]
@@ -70,6 +82,14 @@ def test_metrics_have_one_row_an_epoch_with_every_column(finished_run: Path):
     assert all(np.isfinite(float(value)) for row in rows for value in row.values())
     seconds = [float(row["seconds"]) for row in rows]
     assert seconds == sorted(seconds)
+
+
+def test_a_run_does_not_go_on_with_another_data_set(tmp_path: Path, tiny: Callable[..., Path]):
+    run = tmp_path / "run"
+    train(TINY, run, data_dir=tiny(), say=hush)
+    with pytest.raises(RunError, match="the data set has changed since then; bring its images and labels back"):
+        train(TINY, run, data_dir=tiny(train_labels_idx1_ubyte=np.arange(30)[::-1] % 3), resume=True, say=hush)
+    train(TINY, run, data_dir=tiny(), resume=True, say=hush)
 
 
 def test_a_configuration_comes_back_as_it_was(finished_run: Path):

@@ -46,6 +46,11 @@ class ImageFiles:
         empty = np.zeros((0, *self.shape[1:]), np.uint8)
         return np.stack([self.at(int(number)) for number in numbers]) if len(numbers) else empty
 
+    def content(self) -> list[bytes]:
+        """Return each file's class, name and size: what tells whether the files are still the same, undecoded."""
+        files = [Path(path) for path in self.paths]
+        return [repr((file.parent.name, file.name, file.stat().st_size)).encode() for file in files]
+
     def take(self, indices: NDArray[np.int64]) -> Self:
         """Return some of the files."""
         return type(self)([Path(path) for path in self.paths[indices]], self.spec)

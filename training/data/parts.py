@@ -1,5 +1,6 @@
 """A data set in its three parts, and how parts are divided. Knows no file format."""
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -71,6 +72,15 @@ class Dataset:
     preprocessing: Preprocessing
     domains: tuple[str, ...] = ()
     skipped: tuple[str, ...] = ()
+
+    def digest(self) -> str:
+        """Return the SHA-256, in hex, of what is trained and validated on: labels, targets, domains and `content`."""
+        hashed = hashlib.sha256(repr((self.labels, self.domains)).encode())
+        for split in (self.training, self.validation):
+            images = split.images
+            for part in (split.targets, split.domains, *(images.content() if hasattr(images, "at") else [images])):
+                hashed.update(np.ascontiguousarray(part))  # type: ignore[arg-type] # an array is a buffer
+        return hashed.hexdigest()
 
     def of_domain(self, domain: str) -> "Dataset":
         """Return the part of one domain as a data set of its own."""

@@ -218,3 +218,13 @@ def test_domains_share_size_mode_and_classes(tmp_path: Path):
         load(replace(config, dataset="folder:day+folder:other"), tmp_path)
     with pytest.raises(UsageError, match="domains = separate: dataset = folder:day is one domain"):
         load(replace(config, dataset="folder:day", domains="separate"), tmp_path)
+
+
+def test_a_folder_s_digest_follows_its_files_wherever_the_folder_lies(tmp_path: Path):
+    folder, streamed = write_photos(tmp_path / "one"), replace(CONFIG, resident_mib=0)
+    digest = read(folder, streamed).digest()
+    moved = folder.rename(tmp_path / "moved")
+    assert read(moved, streamed).digest() == digest
+    for photo in moved.rglob("*.png"):
+        photo.write_bytes(photo.read_bytes() + b"more")
+    assert read(moved, streamed).digest() != digest
