@@ -20,6 +20,7 @@ from training.errors import UsageError
 from training.fitting import BEST_FILE
 from training.folding.graph_constants import Constants
 from training.foreign.read import load_onnx
+from training.foreign.settling import settle
 from training.run import CONFIG_FILE, read_config
 
 NOT_BATCH_NORM = re.compile(r"(^|[._])(ln|gn|layer_?norm|group_?norm|rms_?norm)", re.IGNORECASE)
@@ -37,7 +38,7 @@ def read_subject(path: Path, momentum: float | None = None) -> Subject:
         best, found = path / BEST_FILE, read_config(path).bn_momentum
         return _heeded(best, state_subject(path, read_checkpoint(best), momentum or found, "run folder"))
     if path.suffix == ".onnx":
-        return onnx_subject(path, load_onnx(path), momentum)
+        return onnx_subject(path, settle(load_onnx(path)), momentum)
     if path.suffix in CHECKPOINTS:
         return _heeded(path, state_subject(path, read_checkpoint(path), momentum, "checkpoint"))
     raise UsageError(f"{path}: expected .onnx, {', '.join(CHECKPOINTS)} or a run folder")

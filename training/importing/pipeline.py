@@ -34,6 +34,7 @@ from training.folding.graphs import fold_graph
 from training.foreign.precision import in_float32
 from training.foreign.read import load_onnx
 from training.foreign.reference import Float64
+from training.foreign.settling import settle
 from training.importing.images import folder_images, folder_material, synthetic_images
 from training.importing.interface import Interface, read_interface
 from training.importing.labels import read_labels
@@ -98,7 +99,7 @@ def import_model(order: Order, models: Path, *, say: Callable[[str], None] = pri
     """
     check_target(models, order.name)
     model = load_onnx(order.path)
-    subject = onnx_subject(order.path, model)
+    subject = onnx_subject(order.path, settle(model))
     taken = take(model, order.wishes, say)
     warnings = _inspected(subject, say)
     labels = read_labels(order.labels, taken.interface.classes)
@@ -125,7 +126,7 @@ def take(model: onnx.ModelProto, wishes: Wishes, say: Callable[[str], None]) -> 
     spec, notes = choose(wishes, interface.channels, interface.size)
     for note in notes if not interface.takes_bytes else ():
         say(f"note     {note}")
-    core = copy_of(original)
+    core = settle(original)
     softmax = without_softmax(core)
     if softmax:
         say(f"note     the final {softmax} is removed: the service answers with logits, and takes the softmax itself")

@@ -1,0 +1,111 @@
+"""Settles what a foreign graph leaves open though the file fixes it: constants still to be computed, types by example.
+
+Exporters without their optimizer write weights that are standardised inside the graph, and casts "like" another
+tensor. Runtimes work both out when they load a file; the doctor, the proof and the folding want them worked out.
+"""
+
+from collections.abc import Iterable, Iterator
+
+import numpy as np
+import onnx
+from onnx import NodeProto, TensorProto, helper, numpy_helper, shape_inference
+
+from training.folding.evaluation import evaluate
+from training.foreign.read import inputs_of
+
+CHANCE = frozenset(
+    {"RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Multinomial", "Bernoulli"}
+)
+LARGEST = 2**28  # bytes of what is computed: more is kept as the file has it
+
+
+def settle(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Return a copy in which no node computes from constants alone, and no cast takes its type from a tensor.
+
+    Constants are computed by ONNX's reference in the precision that the file has, as a runtime does. What cannot be
+    computed so stays.
+    """
+    settled = onnx.ModelProto()
+    settled.CopyFrom(model)
+    _name_types(settled)
+    _compute_constants(settled)
+    return settled
+
+
+def _name_types(model: onnx.ModelProto) -> None:
+    """CastLike reads only the type of its second input."""
+    likes = [node for node in model.graph.node if node.op_type == "CastLike"]
+    if not likes:
+        return
+    graph = shape_inference.infer_shapes(model).graph
+    types = {value.name: value.type.tensor_type.elem_type for value in (*graph.value_info, *graph.input)}
+    types |= {tensor.name: tensor.data_type for tensor in graph.initializer}
+    for node in likes:
+        if kind := types.get(node.input[1], TensorProto.UNDEFINED):
+            node.op_type = "Cast"
+            del node.input[1:]
+            del node.attribute[:]
+            node.attribute.append(helper.make_attribute("to", kind))
+
+
+def _compute_constants(model: onnx.ModelProto) -> None:
+    graph = model.graph
+    fixed, rest = _split(graph)
+    if not any(node.op_type != "Constant" for node in fixed):
+        return
+    outputs = {value.name for value in graph.output}
+    wanted = {name for node in rest for name in _read_by(node)} | outputs
+    try:
+        values = _values(model, fixed)
+    except Exception:  # noqa: BLE001 - the reference raises whatever NumPy does; then the graph stays as it is
+        return
+    needed = {name: np.asarray(value) for name, value in values.items() if name in wanted}
+    if outputs & set(needed) or sum(value.nbytes for value in needed.values()) > LARGEST:
+        return
+    del graph.node[:]
+    graph.node.extend(rest)
+    graph.initializer.extend(numpy_helper.from_array(value, name) for name, value in needed.items())
+    read = {name for node in rest for name in _read_by(node)} | outputs | {value.name for value in graph.input}
+    kept = [tensor for tensor in graph.initializer if tensor.name in read]
+    del graph.initializer[:]
+    graph.initializer.extend(kept)
+
+
+def _split(graph: onnx.GraphProto) -> tuple[list[NodeProto], list[NodeProto]]:
+    """Return the nodes that depend on nothing but constants, and the others; ONNX lists nodes in order of use."""
+    open_inputs = {value.name for value in inputs_of(graph)}
+    known = {tensor.name for tensor in graph.initializer} - open_inputs
+    fixed, rest = [], []
+    for node in graph.node:
+        can_be = node.domain in ("", "ai.onnx") and node.op_type not in CHANCE and not any(_inner(node))
+        if can_be and all(name in known for name in node.input if name):
+            fixed.append(node)
+            known.update(node.output)
+        else:
+            rest.append(node)
+    return fixed, rest
+
+
+def _values(model: onnx.ModelProto, nodes: Iterable[NodeProto]) -> dict[str, np.ndarray]:
+    part = onnx.ModelProto()
+    part.CopyFrom(model)
+    graph = part.graph
+    for field in (graph.node, graph.input, graph.output, graph.value_info):
+        del field[:]
+    graph.node.extend(nodes)
+    return evaluate(part, {})
+
+
+def _inner(node: NodeProto) -> Iterator[onnx.GraphProto]:
+    for attribute in node.attribute:
+        yield from attribute.graphs
+        if attribute.HasField("g"):
+            yield attribute.g
+
+
+def _read_by(node: NodeProto) -> Iterator[str]:
+    yield from node.input
+    for graph in _inner(node):
+        yield from (value.name for value in graph.output)
+        for one in graph.node:
+            yield from _read_by(one)
