@@ -164,34 +164,44 @@ def served(models: Path, encoded: bytes, expected: int) -> str:
 
 
 def one(export: Export, folder: Path) -> Row:
-    """Take one network the whole way."""
+    """Export one network and take it the whole way."""
+    path = folder / "network.onnx"
+    write_with_norms(export, path)
+    return taken(path, f"{export.source} {export.network}", MEAN, STD, folder)
+
+
+def taken(path: Path, label: str, mean: tuple[float, ...], std: tuple[float, ...], folder: Path) -> Row:
+    """Take one file the whole way: imported, timed, certified, served."""
     import onnx
 
     from service.artifact import Artifact
     from service.engine import choose_device, open_engine
+    from training.importing.interface import read_interface
+    from training.importing.original import inputs_for
     from training.importing.pipeline import Order, import_model
     from training.importing.preprocessing import Wishes
 
-    path = folder / "network.onnx"
-    write_with_norms(export, path)
-    wishes = Wishes(mean=MEAN, std=STD, size=export.size)
-    exported = import_model(Order(path, "network", wishes), folder / "models", say=lambda _: None)
+    exported = import_model(Order(path, "network", Wishes(mean=mean, std=std)), folder / "models", say=lambda _: None)
     artifact = Artifact.load(exported.folder)
     before, after = onnx.load(path), onnx.load(exported.folder / "model.onnx")
-    norms, left = (sum(node.op_type == "BatchNormalization" for node in m.graph.node) for m in (before, after))
-    pixels = artifact.golden.pixels[:1]
-    floats = ((pixels / 255 - wishes.mean) / np.array(wishes.std)).astype(np.float32).transpose(0, 3, 1, 2)
-    device = choose_device("cpu")
-    expected = int(artifact.golden.logits_float64[0].argmax())
+    pixels, device = artifact.golden.pixels[:1], choose_device("cpu")
+    floats = np.ascontiguousarray(inputs_for(pixels, read_interface(before), artifact.manifest.preprocessing))
+    norms = {record.norm for record in (*exported.manifest.folds, *exported.manifest.kept)}
     return Row(
-        f"{export.source} {export.network}", export.size, len(before.graph.node), len(after.graph.node), norms, left,
+        label, pixels.shape[1], len(before.graph.node), len(after.graph.node), len(norms), len(exported.manifest.kept),
         exported.parity.max_abs_difference, exported.parity.float32_noise, exported.bytes / 1e6,
         *medians_ms((
-            partial(open_engine(path.read_bytes(), device).run, np.ascontiguousarray(floats)),
+            partial(open_engine(path.read_bytes(), device).run, floats),
             partial(open_engine(artifact.model_bytes, device).run, pixels),
         )),
-        served(folder / "models", artifact.golden.encoded[0], expected),
+        served(folder / "models", artifact.golden.encoded[0], int(artifact.golden.logits_float64[0].argmax())),
     )  # fmt: skip
+
+
+def of_file(path: Path, mean: float, std: float) -> Row:
+    """Take a file that lies here already."""
+    with tempfile.TemporaryDirectory() as folder:
+        return taken(path, path.stem.replace("_", " ", 1), (mean,), (std,), Path(folder))
 
 
 def child(index: int) -> int:
@@ -236,8 +246,14 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, help="the page to write")
     parser.add_argument("--one", type=int, help="one network by its place in the list, as JSON")
+    parser.add_argument("--file", type=Path, help="a file that is there already, as one row")
+    parser.add_argument("--mean", type=float, default=0.0, help="of the file, for pixels 0–1 [0]")
+    parser.add_argument("--std", type=float, default=1.0, help="of the file, for pixels 0–1 [1]")
     parser.add_argument("--timeout-s", type=int, default=600, help="for one network")
     arguments = parser.parse_args()
+    if arguments.file is not None:
+        print(of_file(arguments.file, arguments.mean, arguments.std).line())
+        return 0
     if arguments.one is not None:
         return child(arguments.one)
     rows = []

@@ -3,15 +3,18 @@
 from dataclasses import dataclass
 from typing import NoReturn
 
+import numpy as np
 import onnx
 from onnx import TensorProto
 
 from training.errors import FileRefused
 from training.foreign.precision import FLOATS
-from training.foreign.read import inputs_of
+from training.foreign.read import constants, inputs_of
 
 TEXT = frozenset({TensorProto.INT64, TensorProto.INT32, TensorProto.STRING})
 CHANNELS = (1, 3)
+PASSED = frozenset({"Identity", "Cast", "Transpose"})
+DOZENS = 50  # between the mean of standardised pixels, below 4, and of pixels 0–255, above 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +58,26 @@ def read_interface(model: onnx.ModelProto) -> Interface:
         image.type.tensor_type.elem_type == TensorProto.UINT8,
         _classes(outputs),
     )
+
+
+def scales_itself(model: onnx.ModelProto, interface: Interface) -> str | None:
+    """Say how the graph scales pixels 0–255 by itself, as Keras's Rescaling layer does; None where it does not.
+
+    What is given pixels 0–1 never begins by dividing them by dozens, nor by subtracting dozens.
+    """
+    known, name = constants(model), interface.input_name
+    readers = [node for node in model.graph.node if name in node.input]
+    while len(readers) == 1 and readers[0].op_type in PASSED:
+        name = readers[0].output[0]
+        readers = [node for node in model.graph.node if name in node.input]
+    if len(readers) != 1 or len(readers[0].input) != 2:
+        return None
+    constant = next((known[one] for one in readers[0].input if one != name and one in known), None)
+    if constant is None or not constant.size:
+        return None
+    size, kind = float(np.abs(constant).max()), readers[0].op_type
+    is_scaling = {"Mul": size <= 1 / DOZENS, "Div": size >= DOZENS, "Sub": size >= DOZENS, "Add": size >= DOZENS}
+    return f"{kind} by {constant.ravel()[0]:.4g}" if is_scaling.get(kind, False) else None
 
 
 def _check_type(image: onnx.ValueInfoProto) -> None:

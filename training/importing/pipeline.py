@@ -7,7 +7,7 @@ The original in float64 is the measure; the folded graph is held against it, and
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -36,7 +36,7 @@ from training.foreign.read import load_onnx
 from training.foreign.reference import Float64
 from training.foreign.settling import settle
 from training.importing.images import folder_images, folder_material, synthetic_images
-from training.importing.interface import Interface, read_interface
+from training.importing.interface import Interface, read_interface, scales_itself
 from training.importing.labels import read_labels
 from training.importing.original import hold_against_original, inputs_for
 from training.importing.preprocessing import Wishes, choose
@@ -51,6 +51,7 @@ from training.importing.rewrite import (
 from training.packaging import Exported, check_target, package
 
 MEASURED = 2  # images on which each fold is measured, with every value of the graph held
+MOST_FOR_BYTES = 0.02  # a std of 1/255 leaves pixels 0–255; ImageNet's are above 0.2
 MENDED_HERE = frozenset({"unfolded", "fixed-batch", "bias-before", "half-statistics"})
 
 
@@ -107,7 +108,10 @@ def import_model(order: Order, models: Path, *, say: Callable[[str], None] = pri
     facts = _facts(order, model, taken, evidence, warnings)
     feeds = {taken.interface.input_name: inputs_for(evidence.images[:MEASURED], taken.interface, taken.spec)}
     folded = fold_graph(taken.core, feeds)  # before the entry is put in: its arithmetic is the contract's, and stays
-    say(card.fold_table(folded.report.folds, folded.report.kept))
+    if folded.report.folds or folded.report.kept:
+        say(card.fold_table(folded.report.folds, folded.report.kept))
+    else:
+        say("no BatchNorm is left in the file: there is nothing to fold")
     if folded.report.end_to_end is not None:
         say(card.fold_error_line(folded.report.end_to_end))
     manifest = _manifest(order.name, labels, taken, facts, subject)
@@ -123,6 +127,8 @@ def take(model: onnx.ModelProto, wishes: Wishes, say: Callable[[str], None]) -> 
     """Rewrite a foreign classifier to the contract, unfolded; the model itself is left alone."""
     original = in_float32(with_output_shapes(copy_of(model)))
     interface = read_interface(with_output_shapes(model))
+    if (scaling := scales_itself(original, interface)) is not None:
+        wishes = _for_bytes(wishes, scaling, say)
     spec, notes = choose(wishes, interface.channels, interface.size)
     for note in notes if not interface.takes_bytes else ():
         say(f"note     {note}")
@@ -135,6 +141,17 @@ def take(model: onnx.ModelProto, wishes: Wishes, say: Callable[[str], None]) -> 
     open_batch(core, interface)
     name_output(core, interface)
     return Taken(original, core, with_entry(core, interface, spec), interface, spec, softmax)
+
+
+def _for_bytes(wishes: Wishes, scaling: str, say: Callable[[str], None]) -> Wishes:
+    """Give pixels 0–255 to a graph that scales them itself, where nothing else is asked for."""
+    said = f"the graph begins with {scaling}: it scales pixels 0–255 itself"
+    if (wishes.preprocessing, wishes.mean, wishes.std) == (None, None, None):
+        say(f"note     {said}, and is given them so (mean 0, std 1/255)")
+        return replace(wishes, mean=(0.0,), std=(1 / 255,))
+    if wishes.preprocessing is not None or min(wishes.std or (1.0,)) > MOST_FOR_BYTES:
+        say(f"warning  {said}; what you ask for scales them first. If that is not meant, say --mean 0 --std 0.00392157")
+    return wishes
 
 
 def gather(taken: Taken, data: Path | None, say: Callable[[str], None]) -> Evidence:
