@@ -24,7 +24,8 @@ from training.foreign.reference import CHUNK
 from training.importing.images import CHECKED, folder_images
 from training.importing.interface import Interface, read_interface
 from training.importing.original import inputs_for
-from training.importing.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Wishes, choose
+from training.importing.preprocessing import Wishes, choose
+from training.importing.published import IMAGENET_MEAN, IMAGENET_STD
 from training.importing.rewrite import copy_of, open_batch, with_output_shapes
 
 WORST = 40  # channels of a layer that are kept for the picture

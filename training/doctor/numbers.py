@@ -23,7 +23,7 @@ def examine_numbers(subject: Subject) -> Iterator[Finding]:
     if subject.missing:
         yield finding("statistics-missing", _count(subject.missing), subject.missing)
     if subject.damaged:
-        yield finding("not-finite", "weights with NaN or Inf", subject.damaged)
+        yield finding("not-finite", f"weights with NaN or Inf in {_some(subject.damaged)}", subject.damaged)
     yield from _each(subject.layers, "not-finite", _not_finite)
     yield from _each(subject.layers, "negative-variance", _negative)
     yield from _each(subject.layers, "never-updated", _never_updated)
@@ -185,6 +185,10 @@ def _share(condition: NDArray[np.bool_]) -> str:
 
 def _channels(condition: NDArray[np.bool_]) -> str:
     return f"{int(condition.sum())} of {len(condition)} channels, the first is {int(np.argmax(condition))},"
+
+
+def _some(names: Sequence[str]) -> str:
+    return names[0] + (f" and {len(names) - 1} more" if len(names) > 1 else "")
 
 
 def _count(names: Sequence[str]) -> str:

@@ -11,8 +11,8 @@ from service.artifact import stored_tensors
 from training.errors import FileRefused
 
 LARGEST_BYTES = 2**31 - 1  # protobuf's own limit of one message
+LIMIT = "a model may have up to 2 GB, weights included"
 HALF_BYTES = (onnx.TensorProto.INT4, onnx.TensorProto.UINT4, onnx.TensorProto.FLOAT4E2M1)  # two values in one byte
-SEVERAL_FILES = "ask for `external_data=True` where it was exported, which keeps the weights beside the graph"
 
 
 def load_onnx(path: Path) -> onnx.ModelProto:
@@ -25,7 +25,7 @@ def load_onnx(path: Path) -> onnx.ModelProto:
         if tensor.data_location == tensor.EXTERNAL:
             _load_external(path, tensor)
     if model.ByteSize() > LARGEST_BYTES:
-        raise FileRefused(f"{path}: with its weights it is over 2 GB, more than one ONNX file can hold")
+        raise FileRefused(f"{path}: with its weights it is over 2 GB; {LIMIT}")
     try:
         onnx.checker.check_model(model)
     except Exception as error:  # noqa: BLE001 - the checker raises what its C++ half throws
@@ -43,7 +43,7 @@ def inputs_of(graph: onnx.GraphProto) -> list[onnx.ValueInfoProto]:
 def _parse(path: Path) -> onnx.ModelProto:
     try:
         if path.stat().st_size > LARGEST_BYTES:
-            raise FileRefused(f"{path} is over 2 GB, more than protobuf can hold in one message; {SEVERAL_FILES}")
+            raise FileRefused(f"{path} is over 2 GB, more than protobuf can hold in one message; {LIMIT}")
         content = path.read_bytes()
     except OSError as error:
         raise FileRefused(f"{path} cannot be read: {error.strerror}") from None

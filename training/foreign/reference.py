@@ -23,7 +23,10 @@ class Float64:
         self._input = inputs_of(wide.graph)[0].name
         self._output = wide.graph.output[0].name
         fast = [BatchNormalization, Conv, ConvTranspose, AveragePool, MaxPool]
-        self._evaluator = ReferenceEvaluator(wide, new_ops=fast)
+        try:
+            self._evaluator = ReferenceEvaluator(wide, new_ops=fast)
+        except Exception as error:  # it raises whatever its operators do
+            raise FileRefused(f"the graph cannot be run in float64: {type(error).__name__}: {error}") from error
 
     def run(self, images: NDArray[Any]) -> NDArray[np.float64]:
         """Return the first output (N, K) in float64. Raises FileRefused for an operator that cannot be run so."""

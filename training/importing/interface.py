@@ -7,9 +7,11 @@ import numpy as np
 import onnx
 from onnx import TensorProto
 
+from service.independence.proof.verdict import OPSETS
 from training.errors import FileRefused
+from training.folding.graph_constants import Constants, opset_of
 from training.foreign.precision import FLOATS
-from training.foreign.read import constants, inputs_of
+from training.foreign.read import inputs_of
 
 TEXT = frozenset({TensorProto.INT64, TensorProto.INT32, TensorProto.STRING})
 CHANNELS = (1, 3)
@@ -42,7 +44,7 @@ def read_interface(model: onnx.ModelProto) -> Interface:
     if len(shape) != 4:
         _refuse(f"its input {image.name} has {len(shape)} axes, expected 4: batch, channels, height, width")
     if 0 in shape:
-        _refuse(f"its input {image.name} has an axis of size 0: {shape}")
+        _refuse(f"its input {image.name} has an axis of size 0: {_shown(shape)}")
     channels_last = shape[1] not in CHANNELS and shape[3] in CHANNELS
     channels = shape[3] if channels_last else shape[1]
     if channels is None or channels not in CHANNELS:
@@ -60,19 +62,34 @@ def read_interface(model: onnx.ModelProto) -> Interface:
     )
 
 
+def refuse_unknown(model: onnx.ModelProto) -> None:
+    """Raise FileRefused for an opset or an operator that nothing here can judge."""
+    opset = opset_of(model)
+    if opset not in OPSETS:
+        span = f"{OPSETS.start} to {OPSETS.stop - 1}"
+        raise FileRefused(f"the file is of opset {opset}, expected {span}; export it again with opset_version=20")
+    own = {(function.domain, function.name) for function in model.functions}
+    for node in model.graph.node:
+        if node.domain not in ("", "ai.onnx") and (node.domain, node.op_type) not in own:
+            raise FileRefused(
+                f"the graph has the operator {node.op_type} of {node.domain}, which is not one of ONNX's own; nothing "
+                "can be said of what it does. Export the model again with ONNX's operators alone"
+            )
+
+
 def scales_itself(model: onnx.ModelProto, interface: Interface) -> str | None:
     """Say how the graph scales pixels 0–255 by itself, as Keras's Rescaling layer does; None where it does not.
 
     What is given pixels 0–1 never begins by dividing them by dozens, nor by subtracting dozens.
     """
-    known, name = constants(model), interface.input_name
+    known, name = Constants.of(model), interface.input_name
     readers = [node for node in model.graph.node if name in node.input]
     while len(readers) == 1 and readers[0].op_type in PASSED:
         name = readers[0].output[0]
         readers = [node for node in model.graph.node if name in node.input]
     if len(readers) != 1 or len(readers[0].input) != 2:
         return None
-    constant = next((known[one] for one in readers[0].input if one != name and one in known), None)
+    constant = next((known.array(one) for one in readers[0].input if one != name and known.has(one)), None)
     if constant is None or not constant.size:
         return None
     size, kind = float(np.abs(constant).max()), readers[0].op_type

@@ -26,7 +26,7 @@ from training.doctor.examine import examine
 from training.doctor.norms import Subject
 from training.doctor.read import onnx_subject
 from training.doctor.text import as_text
-from training.errors import ExportRefused
+from training.errors import ExportRefused, UsageError
 from training.exact.convert import Material
 from training.exact.options import ExactOptions
 from training.folding.graph_constants import opset_of
@@ -36,7 +36,7 @@ from training.foreign.read import load_onnx
 from training.foreign.reference import Float64
 from training.foreign.settling import settle
 from training.importing.images import folder_images, folder_material, synthetic_images
-from training.importing.interface import Interface, read_interface, scales_itself
+from training.importing.interface import Interface, read_interface, refuse_unknown, scales_itself
 from training.importing.labels import read_labels
 from training.importing.original import hold_against_original, inputs_for
 from training.importing.preprocessing import Wishes, choose
@@ -52,6 +52,11 @@ from training.packaging import Exported, check_target, package
 
 MEASURED = 2  # images on which each fold is measured, with every value of the graph held
 MOST_FOR_BYTES = 0.02  # a std of 1/255 leaves pixels 0–255; ImageNet's are above 0.2
+_OF_TORCH = "a checkpoint needs its network: `foldserve export PACKAGE.MODULE:FUNCTION --checkpoint FILE`"
+_OF_KERAS = "write one with `model.export(FILE, format='onnx')`, or with tf2onnx"
+OTHERS = dict.fromkeys((".pt", ".pth", ".safetensors"), _OF_TORCH) | dict.fromkeys(
+    (".keras", ".h5", ".pb", ".tflite"), _OF_KERAS
+)
 MENDED_HERE = frozenset({"unfolded", "fixed-batch", "bias-before", "half-statistics"})
 
 
@@ -99,6 +104,8 @@ def import_model(order: Order, models: Path, *, say: Callable[[str], None] = pri
     UsageError or DataError; then nothing was written.
     """
     check_target(models, order.name)
+    if (instead := OTHERS.get(order.path.suffix)) is not None:
+        raise UsageError(f"{order.path} is not an ONNX file; {instead}")
     model = load_onnx(order.path)
     subject = onnx_subject(order.path, settle(model))
     taken = take(model, order.wishes, say)
@@ -125,6 +132,7 @@ def import_model(order: Order, models: Path, *, say: Callable[[str], None] = pri
 
 def take(model: onnx.ModelProto, wishes: Wishes, say: Callable[[str], None]) -> Taken:
     """Rewrite a foreign classifier to the contract, unfolded; the model itself is left alone."""
+    refuse_unknown(model)
     original = in_float32(with_output_shapes(copy_of(model)))
     interface = read_interface(with_output_shapes(model))
     if (scaling := scales_itself(original, interface)) is not None:
