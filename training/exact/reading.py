@@ -29,6 +29,10 @@ from training.exact.tidying import begin_with_convolution, merge_clips
 Array = NDArray[Any]
 MOVES = frozenset({"Concat", "Flatten", "Pad", "Reshape", "Slice", "Split", "Squeeze", "Transpose", "Unsqueeze"})
 ALIASES = frozenset({"Identity", "Dropout"})
+# What divides by a sum over the image itself, which no table of one tensor can hold: transformers, ConvNeXt.
+BY_THE_IMAGE = frozenset({
+    "Attention", "GroupNormalization", "InstanceNormalization", "LayerNormalization", "RMSNormalization", "Softmax"
+})  # fmt: skip
 
 
 def read_network(model: onnx.ModelProto) -> Network:
@@ -57,6 +61,9 @@ class _Reader:
         self._image_name = graph.input[0].name
 
     def read(self) -> Network:
+        for node in self.nodes:  # before how the graph begins: networks with these begin with sizes, not with pixels
+            if node.op_type in BY_THE_IMAGE:
+                raise NotConvertible(f"node {where(node)} ({node.op_type}) has no exact form")
         start = read_normalization(self._image_name, self.nodes, self.constants, self.readers)
         for node in self.nodes[start.nodes :]:
             self._read_node(node)

@@ -124,6 +124,19 @@ def test_a_graph_that_does_not_begin_with_pixels_channels_last_is_refused():
         read_network(model)
 
 
+def test_a_transformer_is_refused_for_its_normalization_and_not_for_how_it_begins():
+    model = inside(_layer_norm)
+    image, logits = model.graph.input[0].name, model.graph.output[0].name
+    make = onnx.helper.make_node
+    model.graph.node.insert(0, make("Shape", [image], ["batch_size"], start=0, end=1))
+    model.graph.initializer.append(onnx.numpy_helper.from_array(np.array([1]), "rest"))
+    model.graph.node.append(make("Concat", ["batch_size", "rest"], ["target"], axis=0))
+    model.graph.node.append(make("Expand", [logits, "target"], ["again"]))
+    model.graph.output[0].name = "again"
+    with pytest.raises(NotConvertible, match=r"\(LayerNormalization\) has no exact form"):
+        read_network(model)
+
+
 def test_a_function_that_calibration_cannot_run_is_refused_by_its_nodes_name():
     model = inside(lambda g, x: g.add("ThresholdedRelu", x))
     with pytest.raises(NotConvertible, match=r"ThresholdedRelu_\d+"):
