@@ -12,8 +12,10 @@ from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi_offline import FastAPIOffline
 from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
-from starlette.types import Receive, Scope, Send
+from starlette.middleware.errors import ServerErrorMiddleware
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from service import problems
 from service.config import Settings
@@ -36,6 +38,7 @@ from service.routes import (
     v2,
     verify,
 )
+from service.routes.shortcut import is_short, shortcut
 from service.schemas import Problem
 from service.security import KeyRing
 from service.tracing import Tracing, open_tracing
@@ -78,15 +81,8 @@ def create_app(
     app.state.service = service
     app.state.tracing = tracing or open_tracing(settings.otlp_endpoint)
     app.state.keys = KeyRing(settings.api_keys_file, public_predict=settings.public_predict)
-    app.add_middleware(
-        ObserveRequests,
-        metrics=metrics,
-        tracing=app.state.tracing,
-        log_requests=settings.log_requests,
-        headers_of=certificate_headers,
-    )
-    if settings.cors_origins:
-        app.add_middleware(CORSMiddleware, allow_origins=settings.cors_origins, **CORS)
+    layers = _layers(settings, metrics, app.state.tracing)
+    app.user_middleware.extend(layers)
     routers = (one.router for one in (predict, verify, models, repository, operations, page, extensions, v2))
     for router in (*routers, v2.keyed):
         app.include_router(router)
@@ -95,7 +91,41 @@ def create_app(
     app.add_exception_handler(RequestValidationError, _answer_wrong_parameter)
     app.add_exception_handler(HTTPException, _answer_http_error)
     app.add_exception_handler(Exception, _answer_surprise)
+    app.middleware_stack = _with_shortcut(app, layers)
     return app
+
+
+def entry_of(app: FastAPI) -> ASGIApp:
+    """Return what a server calls: `app` without what FastAPI asks of the environment at each request."""
+    assert app.middleware_stack is not None
+    return app.middleware_stack
+
+
+def _with_shortcut(app: FastAPI, layers: list[Middleware]) -> ASGIApp:
+    """Return what serves short calls by the shortcut, inside the same layers, and all others by FastAPI's own stack."""
+    long, short = app.build_middleware_stack(), shortcut(_answer_service_error)
+    for layer in reversed([Middleware(ServerErrorMiddleware, handler=_answer_surprise), *layers]):
+        short = layer.cls(short, *layer.args, **layer.kwargs)
+
+    async def serve(scope: Scope, receive: Receive, send: Send) -> None:
+        scope["app"] = app
+        await (short if is_short(scope) else long)(scope, receive, send)
+
+    return serve
+
+
+def _layers(settings: Settings, metrics: Metrics, tracing: Tracing) -> list[Middleware]:
+    """Return what stands around every call, the outermost first."""
+    observing = Middleware(
+        ObserveRequests,
+        metrics=metrics,
+        tracing=tracing,
+        log_requests=settings.log_requests,
+        headers_of=certificate_headers,
+    )
+    if not settings.cors_origins:
+        return [observing]
+    return [Middleware(CORSMiddleware, allow_origins=settings.cors_origins, **CORS), observing]
 
 
 def _document(code: int, title: str) -> dict[str, Any]:

@@ -139,18 +139,18 @@ class Batcher(Generic[Item, Result]):
         """
         if self.failure is not None or all(task.done() for task in self._tasks):
             raise NotReady("the service is shutting down", retry_after_s=1)
-        waiter: Waiter[Result] = Waiter(asyncio.get_running_loop().create_future(), deadline)
+        loop = asyncio.get_running_loop()
+        waiter: Waiter[Result] = Waiter(loop.create_future(), deadline)
         pending = self._join(key, priority) or self._enqueue(item, priority, key)
         pending.waiters.append(waiter)
+        timer = loop.call_later(deadline - self._clock(), self._expire, pending, waiter)  # a third of asyncio.timeout
         try:
-            async with asyncio.timeout(deadline - self._clock()):
-                return await waiter.future
-        except TimeoutError:
-            self._left(pending, "deadline")
-            raise DeadlineExceeded(LATE) from None
+            return await waiter.future
         except asyncio.CancelledError:
             self._left(pending, "cancelled")
             raise
+        finally:
+            timer.cancel()
 
     def _join(self, key: Hashable, priority: Priority) -> Pending[Item, Result] | None:
         pending = None if key is None else self._in_flight.get(key)
@@ -166,6 +166,11 @@ class Batcher(Generic[Item, Result]):
         self._queue.put(pending)
         self._wake_one()
         return pending
+
+    def _expire(self, pending: Pending[Item, Result], waiter: Waiter[Result]) -> None:
+        if not waiter.future.done():
+            waiter.future.set_exception(DeadlineExceeded(LATE))
+            self._left(pending, "deadline")
 
     def _left(self, pending: Pending[Item, Result], reason: str) -> None:
         if pending.is_queued:  # one that runs already cannot be called back
@@ -263,10 +268,12 @@ class Batcher(Generic[Item, Result]):
             batch[0].fail(failure)
             return
         for one in batch:
-            if self._is_wanted(one, self._clock()):
+            if not one.is_wanted:
+                self._forget(one)
+                has_left = all(waiter.future.cancelled() for waiter in one.waiters)
+                self._observer.dropped("cancelled" if has_left else "deadline")
+            elif self._is_wanted(one, self._clock()):
                 await self._run([one])
-            elif all(waiter.future.cancelled() for waiter in one.waiters):
-                self._observer.dropped("cancelled")
 
     def _learn(self, seconds_per_item: float) -> None:
         old = self._seconds_per_item or seconds_per_item

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -18,7 +19,7 @@ from service.independence.certificate import Certificate
 from service.independence.receipts import Receipt, logits_digest, pixels_digest
 from service.independence.spotcheck import SpotCheck
 from service.model_metrics import ModelMetrics
-from service.preprocessing import Accepted, Hold, decode
+from service.preprocessing import QUICK_PIXELS, Accepted, Hold, decode, is_quick
 from service.queueing import Priority
 from service.repository import Model
 from service.running import Job, Logits, Pixels, Runner
@@ -61,8 +62,10 @@ class Classifier:
         self.runner = runner
         self.metrics = metrics
         self._certificate = certificate
+        self._certificate_digest = None if certificate is None else certificate.digest  # a hash of all that it says
         self._batcher = batcher
         self._decoders = decoders
+        self._is_small = math.prod(model.manifest.preprocessing.size) <= QUICK_PIXELS
         self._accepted = accepted
         self._spot_check = spot_check
         self._cache = cache
@@ -84,6 +87,11 @@ class Classifier:
     def certificate(self) -> Certificate | None:
         """The certificate, a refusal included, or None: without one, or once the reference was seen to change."""
         return None if self.runner.is_refuted else self._certificate
+
+    @property
+    def certificate_digest(self) -> str | None:
+        """The certificate's digest, or None where there is no certificate."""
+        return None if self.runner.is_refuted else self._certificate_digest
 
     def check_receipts(self) -> None:
         """Raise MalformedRequest where answers have no receipts: before an image is run for one."""
@@ -109,6 +117,8 @@ class Classifier:
         """
         classify_one = partial(self._classify_one, deadline=deadline, priority=priority, is_replay=is_replay)
         with self._batcher.admit(len(images)):
+            if len(images) == 1:  # which is the usual case, and needs no task of its own
+                return [await classify_one(images[0])]
             return list(await asyncio.gather(*map(classify_one, images)))
 
     async def answer(self, pixels: Pixels, *, deadline: float, priority: Priority) -> Logits:
@@ -118,23 +128,23 @@ class Classifier:
 
     def receipt(self, answered: Answered, key: bytes | None) -> Receipt:
         """Return an answer's receipt, signed where there is a key. Raises MalformedRequest without a certificate."""
-        certificate, answer_digest = self._certified()
+        answer_digest = self._certified()
         return Receipt(
             model=self.model.name,
             version=self.model.version,
             form=self.model.form,
             model_digest=self.model.digest,
-            certificate=certificate.digest,
+            certificate=self._certificate_digest or "",
             answer_digest=answer_digest,
             pixels=pixels_digest(answered.pixels),
             logits=logits_digest(answered.logits),
         ).signed(key)
 
-    def _certified(self) -> tuple[Certificate, str]:
+    def _certified(self) -> str:
         certificate = self.certificate
         if certificate is None or certificate.answer_digest is None:
             raise MalformedRequest(f"model {self.model.name} has no certificate, so its answers have no receipts")
-        return certificate, certificate.answer_digest
+        return certificate.answer_digest
 
     async def _classify_one(
         self, image: bytes | Pixels, *, deadline: float, priority: Priority, is_replay: bool
@@ -171,7 +181,8 @@ class Classifier:
         if not isinstance(image, bytes):
             return image, pixels_digest(image) if with_digest else None
         work = partial(self._decode, with_digest=with_digest)
-        return await self._decoders.decode(work, image, deadline=deadline, observer=self.metrics)
+        quick = self._is_small and is_quick(image)
+        return await self._decoders.decode(work, image, deadline=deadline, observer=self.metrics, is_quick=quick)
 
     def _suspect(self) -> None:
         if self._examination is None or self._examination.done():

@@ -5,15 +5,17 @@ What is no HTTP, a head that is too large and one that does not arrive are answe
 
 import asyncio
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Protocol
 
 import httptools
 import uvicorn
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 from uvicorn.server import ServerState
 
 from service.joining import JoinedWrites
 from service.problems import as_http
+from service.routes.connection import ARRIVED, WHEN_GONE
 
 FIRST_REQUEST_S = 0.5  # what a new connection gets to send its request in when the process is about to end
 LINGER_S = 1.0  # how long one is read that was refused, so that its sender gets to read why (RFC 9112, section 9.6)
@@ -43,6 +45,8 @@ class Connection(HttpToolsProtocol):
         self._on_closed = on_closed
         self._has_asked = False
         self._is_refused = False
+        self._is_lost = False
+        self._when_gone: Callable[[], object] | None = None
         self._since = 0  # bytes that came since the last end of a head, piece of a body or end of a message
         self._patience: asyncio.TimerHandle | None = None
 
@@ -53,6 +57,9 @@ class Connection(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
         self._head_is_there()
+        self._is_lost = True
+        if self._when_gone is not None:
+            self._when_gone()
         self._on_closed()
 
     def data_received(self, data: bytes) -> None:
@@ -77,9 +84,16 @@ class Connection(HttpToolsProtocol):
         self._since = 0
         self._head_is_there()
         super().on_headers_complete()
+        self.scope[WHEN_GONE] = self._call_when_gone  # type: ignore[literal-required]
+        self.scope[ARRIVED] = partial(_arrived, self.cycle)  # type: ignore[literal-required]
         self._has_asked = True
         if self._host.closes_next():
             self.cycle.keep_alive = False
+
+    def _call_when_gone(self, callback: Callable[[], object] | None) -> bool:
+        """Let `callback` be what is called when the caller hangs up; return False where he has done so already."""
+        self._when_gone = callback
+        return not self._is_lost
 
     def on_body(self, body: bytes) -> None:
         self._since = 0
@@ -123,6 +137,10 @@ class Connection(HttpToolsProtocol):
         self.transport.write(as_http(why.status, why.name, why.detail))
         self.transport.write_eof()
         self.loop.call_later(LINGER_S, self.transport.close)
+
+
+def _arrived(cycle: RequestResponseCycle) -> bytes | None:
+    return None if cycle.more_body or cycle.disconnected else bytes(cycle.body)
 
 
 class _Refused(Exception):

@@ -7,8 +7,8 @@ was served is served still.
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AsyncExitStack, contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import AsyncExitStack
 from typing import Any, Literal
 
 from service.cgroup import ControlGroup
@@ -21,7 +21,7 @@ from service.engine import Device, OpenEngine, choose_device
 from service.errors import EngineLost, FoldserveError, MalformedRequest, ModelNotFound, NotReady
 from service.memory import check_after_loading
 from service.metrics import Metrics
-from service.opening import Opener, degrade
+from service.opening import Opened, Opener, degrade
 from service.preprocessing import Accepted, open_formats, refuse_warnings
 from service.repository import Model, Repository
 from service.rollout import Rollout
@@ -178,21 +178,13 @@ class Service:
         """
         return self.deployment(name).opened(version).classifier
 
-    @contextmanager
-    def lease(
-        self, name: str | None = None, version: int | None = None, *, request_id: str = ""
-    ) -> Iterator[Classifier]:
-        """Lend the classifier that answers a request, and keep it open until it has.
+    def lease(self, name: str | None = None, version: int | None = None, *, request_id: str = "") -> Opened:
+        """Return what answers a request; as a context it gives its classifier, and keeps it open until it has.
 
         Without a version it is the stable one, or for its share of the ids the canary. Raises as `classifier`.
         """
         deployment = self.deployment(name)
-        opened = deployment.opened(version if version is not None else deployment.plan.choose(request_id))
-        opened.take()
-        try:
-            yield opened.classifier
-        finally:
-            opened.let_go()
+        return deployment.opened(version if version is not None else deployment.plan.choose(request_id))
 
     async def load(self, name: str, version: int | None = None, rollout: Rollout | None = None) -> None:
         """Bring a model to what its serving.json says, or `rollout`; with a `version`, that one becomes stable.

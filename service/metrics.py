@@ -56,6 +56,7 @@ class Metrics:
             "device_info", "Where models run, and what was asked for", ["requested", "used"],
             multiprocess_mode="livemax", **at,
         )  # fmt: skip
+        self._answered: dict[tuple[str, int, str], Counter] = {}
         self._shelf = Shelf(_instruments_of_models(at), can_forget=worker is None)
 
     def exposition(self) -> bytes:
@@ -70,7 +71,10 @@ class Metrics:
 
     def request(self, route: str, code: int, reason: str = "ok") -> None:
         """Count an answered HTTP request."""
-        self._requests.labels(route, str(code), reason).inc()
+        series = self._answered.get((route, code, reason))
+        if series is None:  # found once, for the search costs more than the count
+            series = self._answered[route, code, reason] = self._requests.labels(route, str(code), reason)
+        series.inc()
 
     def ready(self, is_ready: bool) -> None:  # noqa: FBT001 - a gauge of one bit
         """Record whether the service takes traffic."""

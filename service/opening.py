@@ -40,12 +40,13 @@ class Opened:
         self._unheld = asyncio.Event()
         self._unheld.set()
 
-    def take(self) -> None:
+    def __enter__(self) -> Classifier:
         """Let one more request hold it: as long as one does, `retire` waits."""
         self._holders += 1
         self._unheld.clear()
+        return self.classifier
 
-    def let_go(self) -> None:
+    def __exit__(self, *_: object) -> None:
         """Let one request less hold it."""
         self._holders -= 1
         if self._holders == 0:

@@ -95,7 +95,7 @@ class KeyRing:
     def __init__(self, path: Path | None, *, public_predict: bool = False) -> None:
         """Read the file. Raises ConfigurationError."""
         self._path = path
-        self._is_public = path is None or public_predict
+        self.is_public = path is None or public_predict
         self._seen = self._stamp()
         self._keys = read_keys(path) if path is not None else ()
 
@@ -104,7 +104,7 @@ class KeyRing:
 
         Raises NotAuthenticated for no key or an unknown one, NotPermitted for one of the other role.
         """
-        if role == "predict" and self._is_public:
+        if role == "predict" and self.is_public:
             return
         keys = self._current()
         if role == "admin" and not any(one.role == "admin" for one in keys):

@@ -4,7 +4,7 @@ One span for each request, a child of the caller's `traceparent`, and below it o
 """
 
 from collections.abc import Iterator, MutableMapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from importlib.metadata import version
 from time import time_ns
@@ -12,6 +12,7 @@ from typing import Any
 
 from service.errors import ConfigurationError
 
+NOTHING = nullcontext()
 _CURRENT: ContextVar["Tracing | None"] = ContextVar("tracing", default=None)
 
 
@@ -29,12 +30,13 @@ class Tracing:
         self._provider = provider
         self._tracer = None if provider is None else provider.get_tracer("foldserve", version("foldserve"))
 
-    @contextmanager
-    def request(self, scope: MutableMapping[str, Any]) -> Iterator[None]:
+    def request(self, scope: MutableMapping[str, Any]) -> AbstractContextManager[None]:
         """Keep a server span open while a request is served."""
-        if self._tracer is None:
-            yield
-            return
+        return NOTHING if self._tracer is None else self._span(scope)
+
+    @contextmanager
+    def _span(self, scope: MutableMapping[str, Any]) -> Iterator[None]:
+        assert self._tracer is not None
         from opentelemetry.trace import SpanKind  # noqa: PLC0415 - an extra
         from opentelemetry.trace.propagation.tracecontext import (  # noqa: PLC0415
             TraceContextTextMapPropagator,

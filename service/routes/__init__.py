@@ -1,7 +1,6 @@
 """The endpoints, grouped by audience. They parse, call and return; errors pass through to `service.app`."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from typing import Annotated
 
 from fastapi import Depends, Request
@@ -19,8 +18,8 @@ ABOUT_A_MODEL = frozenset({"/predict", "/verify", "/models/{name}"})  # whose an
 
 def certificate_of(classifier: Classifier) -> str:
     """Return the digest of the certificate that an answer is given under, or `none`."""
-    certificate = classifier.certificate
-    return certificate.digest if certificate is not None and certificate.verdict == "certified" else NO_CERTIFICATE
+    certificate, digest = classifier.certificate, classifier.certificate_digest
+    return digest if digest and certificate is not None and certificate.verdict == "certified" else NO_CERTIFICATE
 
 
 def guarantee_of(classifier: Classifier) -> str:
@@ -37,12 +36,13 @@ def request_id_of(request: Request) -> str:
     return "" if names is None else names.request_id
 
 
-@contextmanager
-def lease(request: Request, service: Service, name: str | None, version: int | None = None) -> Iterator[Classifier]:
-    """Hold `service.lease(name, version)`, whose certificate the answer will name. Raises as that does."""
-    with service.lease(name, version, request_id=request_id_of(request)) as classifier:
-        request.state.classifier = classifier
-        yield classifier
+def lease(
+    request: Request, service: Service, name: str | None, version: int | None = None
+) -> AbstractContextManager[Classifier]:
+    """Return `service.lease(name, version)`, whose certificate the answer will name. Raises as that does."""
+    opened = service.lease(name, version, request_id=request_id_of(request))
+    request.state.classifier = opened.classifier
+    return opened
 
 
 def choose_classifier(request: Request, service: Service, name: str | None, version: int | None = None) -> Classifier:

@@ -29,5 +29,12 @@ def _check(request: Request, role: Role, bearer: HTTPAuthorizationCredentials | 
     keys.check(role, bearer.credentials if bearer is not None else header)
 
 
+async def check_predict(request: Request) -> None:
+    """Do what `require_predict` does, without FastAPI. Raises NotAuthenticated or NotPermitted."""
+    keys: KeyRing = request.app.state.keys
+    if not keys.is_public:
+        await _require_predict(request, await BEARER(request), await HEADER(request))
+
+
 require_predict = Depends(_require_predict)
 require_admin = Depends(_require_admin)

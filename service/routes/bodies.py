@@ -17,6 +17,7 @@ from starlette.requests import ClientDisconnect, Request
 
 from service.config import Settings
 from service.errors import BodyTooSlow, CallerGone, MalformedRequest, TooLarge, UnsupportedFormat
+from service.routes.connection import arrived_body, before
 from service.routes.encodings import check_encoding, inflate
 from service.schemas import ImagesBody
 
@@ -32,10 +33,10 @@ class Upload:
     encoded: bytes
 
 
-async def read_uploads(request: Request, settings: Settings) -> list[Upload]:
-    """Return the images of a request, at least one.
+async def read_uploads(request: Request, settings: Settings, deadline: float) -> list[Upload]:
+    """Return the images of a request, at least one; `deadline` as in `read_body`.
 
-    Raises MalformedRequest, TooLarge, BodyTooSlow or UnsupportedFormat.
+    Raises MalformedRequest, TooLarge, BodyTooSlow, DeadlineExceeded, CallerGone or UnsupportedFormat.
     """
     media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     is_raw = media_type in RAW_TYPES or media_type.startswith("image/")
@@ -44,7 +45,7 @@ async def read_uploads(request: Request, settings: Settings) -> list[Upload]:
             f"content type {media_type} is not accepted; send the image itself as image/*, "
             "multipart/form-data with parts named `file`, or application/json with base64 `images`"
         )
-    body = await read_body(request, settings)
+    body = await read_body(request, settings, deadline)
     if not body:
         raise MalformedRequest("the body is empty; send an image, for instance with curl -T image.png")
     if is_raw:
@@ -63,11 +64,21 @@ def expected_bytes(request: Request, settings: Settings) -> int:
     return min(int(length), settings.max_body_bytes) if is_final else settings.max_body_bytes
 
 
-async def read_body(request: Request, settings: Settings) -> bytes:
-    """Return the body, inflated. Raises TooLarge, BodyTooSlow, CallerGone, UnsupportedFormat or MalformedRequest."""
+async def read_body(request: Request, settings: Settings, deadline: float) -> bytes:
+    """Return the body, inflated; it has to arrive before `deadline`, a time of `time.monotonic` in seconds.
+
+    Raises TooLarge, BodyTooSlow, DeadlineExceeded, CallerGone, UnsupportedFormat or MalformedRequest.
+    """
     encoding = _encoding(request)
     check_encoding(encoding)
-    body = await _receive_body(request, settings)
+    limit = settings.max_body_bytes
+    if (length := request.headers.get("content-length", "")).isdecimal() and int(length) > limit:
+        raise TooLarge(f"the body has {length} bytes, the limit is {limit}")
+    body = arrived_body(request)
+    if body is None:
+        body = await before(deadline, _receive_body(request, settings))
+    elif len(body) > limit:
+        raise TooLarge(f"the body has more than {limit} bytes")
     if encoding == "identity":
         return body
     return await asyncio.to_thread(inflate, body, encoding, settings.max_body_bytes)
@@ -79,8 +90,6 @@ def _encoding(request: Request) -> str:
 
 async def _receive_body(request: Request, settings: Settings) -> bytes:
     limit = settings.max_body_bytes
-    if (length := request.headers.get("content-length", "")).isdecimal() and int(length) > limit:
-        raise TooLarge(f"the body has {length} bytes, the limit is {limit}")
     body = bytearray()
     try:
         async with asyncio.timeout(settings.body_timeout_s):
@@ -95,11 +104,11 @@ async def _receive_body(request: Request, settings: Settings) -> bytes:
     return bytes(body)
 
 
-async def read_receipt_and_file(request: Request, settings: Settings) -> tuple[str, bytes]:
+async def read_receipt_and_file(request: Request, settings: Settings, deadline: float) -> tuple[str, bytes]:
     """Return the parts `receipt`, as text, and `file` of a multipart body. Raises as `read_uploads` does."""
     if not request.headers.get("content-type", "").lower().startswith("multipart/form-data"):
         raise UnsupportedFormat("send multipart/form-data with the parts `receipt` (JSON) and `file` (the image)")
-    form = await _parse_multipart(request, await read_body(request, settings), settings)
+    form = await _parse_multipart(request, await read_body(request, settings, deadline), settings)
     try:
         parts = [(name, await _content(part)) for name, part in form.multi_items()]
     finally:

@@ -14,7 +14,7 @@ from service.errors import AnswerUnchanged
 from service.routes import ServiceDependency, lease
 from service.routes.access import require_predict
 from service.routes.bodies import expected_bytes, read_uploads
-from service.routes.connection import before, while_connected
+from service.routes.connection import while_connected
 from service.routes.outcomes import settle
 from service.routes.terms import HEADERS, terms_of
 from service.schemas import ImagesBody, PredictBody, PredictQuery
@@ -36,6 +36,7 @@ REQUEST_BODY = {
 }
 
 
+encode_json = json.JSONEncoder(ensure_ascii=False).encode  # json.dumps would make an encoder for each answer
 EXTRA = {"requestBody": REQUEST_BODY, "parameters": HEADERS}
 
 
@@ -50,7 +51,7 @@ async def predict(request: Request, query: Annotated[PredictQuery, Query()], ser
         classifier.check_room()
         started = perf_counter()
         with service.receiving(expected_bytes(request, service.settings)) as correct:
-            uploads = await before(terms.deadline, read_uploads(request, service.settings))
+            uploads = await read_uploads(request, service.settings, terms.deadline)
             correct(sum(len(upload.encoded) for upload in uploads))
             _observe(classifier, "read", started)
             encoded = [upload.encoded for upload in uploads]
@@ -61,7 +62,7 @@ async def predict(request: Request, query: Annotated[PredictQuery, Query()], ser
     names = [upload.filename for upload in uploads]
     receipt = partial(classifier.receipt, key=service.receipt_key) if query.receipt else None
     body = predict_body(classifier.model, names, outcomes, k=query.top_k, with_logits=query.logits, receipt=receipt)
-    content = json.dumps(body, ensure_ascii=False).encode()
+    content = encode_json(body).encode()
     headers = {"etag": _checked_tag(content, request)} if is_whole and classifier.shares else {}
     _observe(classifier, "encode", started)
     return Response(content, headers=headers, media_type="application/json")

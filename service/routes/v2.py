@@ -16,7 +16,7 @@ from service.queueing import Priority
 from service.routes import ServiceDependency, choose_classifier, lease
 from service.routes.access import require_predict
 from service.routes.bodies import expected_bytes, read_body
-from service.routes.connection import before, while_connected
+from service.routes.connection import while_connected
 from service.routes.operations import live, ready
 from service.routes.outcomes import settle
 from service.routes.terms import Terms, priority_of_level, terms_of
@@ -107,7 +107,7 @@ async def infer(name: str, request: Request, service: ServiceDependency, version
         classifier.check_room()
         arrived, started = time.monotonic(), perf_counter()
         with service.receiving(expected_bytes(request, service.settings)):
-            body = await before(terms.deadline, read_body(request, service.settings))
+            body = await read_body(request, service.settings, terms.deadline)
             asked = await asyncio.to_thread(
                 parse_infer, body, _header_length(request), _size_of(classifier), service.settings.max_images
             )

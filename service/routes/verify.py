@@ -11,7 +11,7 @@ from service.independence.receipts import Receipt, logits_digest, pixels_digest
 from service.routes import ServiceDependency, lease
 from service.routes.access import require_predict
 from service.routes.bodies import expected_bytes, read_receipt_and_file
-from service.routes.connection import before, while_connected
+from service.routes.connection import while_connected
 from service.routes.terms import HEADERS, terms_of
 from service.schemas import VerifyBody
 
@@ -36,7 +36,7 @@ async def verify(request: Request, _: Annotated[NoParameters, Query()], service:
     """Run the image of a receipt again, alone, and compare pixels and bits. A replay does not prove who answered."""
     terms = terms_of(request.headers, service.settings)
     with service.receiving(expected_bytes(request, service.settings)) as correct:
-        text, encoded = await before(terms.deadline, read_receipt_and_file(request, service.settings))
+        text, encoded = await read_receipt_and_file(request, service.settings, terms.deadline)
         correct(len(encoded))
         receipt = _parse(text)
         with lease(request, service, receipt.model, receipt.version) as classifier:

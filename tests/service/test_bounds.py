@@ -10,10 +10,12 @@ from PIL import Image
 from support import Engines, assert_problem, encode, predict_scope, random_pixels, running, until
 
 from service.config import Settings
+from service.preprocessing import QUICK_BYTES
 
-FILES = [encode(Image.fromarray(one), "PNG") for one in random_pixels(3, seed=11)]
+FILES = [encode(Image.fromarray(one), "PNG") for one in random_pixels(3, side=40, seed=11)]
 IMAGE = FILES[0]
-LIMIT = 1000
+LIMIT = 12_000
+assert min(map(len, FILES)) > QUICK_BYTES  # so that they go through the pool
 assert max(map(len, FILES)) < LIMIT // 2
 
 

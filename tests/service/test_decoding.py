@@ -40,10 +40,11 @@ class Work:
 class Told:
     def __init__(self) -> None:
         self.reasons: list[str] = []
+        self.decoded_images = 0
 
-    @contextmanager
-    def timed_decode(self):
-        yield
+    def decoded(self, seconds):
+        assert seconds >= 0
+        self.decoded_images += 1
 
     def dropped(self, reason):
         self.reasons.append(reason)
@@ -160,3 +161,32 @@ def test_what_nobody_waits_for_is_not_decoded_and_counted_by_reason(how, in_line
             await until(lambda: pool.decoders.room.free == 100, "all room is free again")
 
     asyncio.run(asyncio.wait_for(scenario(), 60))
+
+
+def test_a_quick_image_is_decoded_at_once_and_needs_no_thread():
+    async def scenario():
+        pool = Pool(threads=1, max_pixels=10)
+        stuck = pool.ask(10)
+        await until(lambda: pool.work.now == 10, "the thread is busy, and the room is taken")
+        pool.work.gate.set()
+        small = pool.decoders.decode(
+            pool.work, b"64", deadline=time.monotonic() + 30, observer=pool.told, is_quick=True
+        )
+        with suppress(StopIteration):
+            small.send(None)
+            raise AssertionError("it waited")
+        return await stuck, pool.work.order
+
+    assert asyncio.run(scenario()) == (10, [10, 64])
+
+
+def test_a_quick_file_that_holds_many_pixels_goes_through_the_pool_and_is_told_of_once():
+    async def scenario():
+        pool = Pool(threads=1, max_pixels=10_000)
+        pool.work.gate.set()
+        large = b"5000"
+        return await pool.decoders.decode(
+            pool.work, large, deadline=time.monotonic() + 30, observer=pool.told, is_quick=True
+        ), pool.told.decoded_images
+
+    assert asyncio.run(scenario()) == (5000, 1)

@@ -2,6 +2,7 @@
 
 import io
 import tracemalloc
+import zlib
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from PIL import Image
 from support import black_png, encode, photo, png, spec_for
 
 from service.errors import ConfigurationError, InvalidImage, ServiceError, TooLarge, UnsupportedFormat
-from service.preprocessing import Accepted, decode, open_formats
+from service.preprocessing import QUICK_BYTES, Accepted, decode, is_quick, open_formats
 
 FORMATS = Accepted().formats
 FILES = {kind: encode(photo(), kind) for kind in FORMATS}
@@ -132,3 +133,13 @@ def test_open_formats_refuses_a_name_that_no_pillow_knows():
 def test_the_files_above_are_whole():
     for kind, encoded in FILES.items():
         assert Image.open(io.BytesIO(encoded)).format == kind
+
+
+def test_only_small_files_without_compressed_texts_are_quick():
+    small = encode(photo(), "PNG")
+    texts = zlib.compress(bytes(1_000_000), 9)
+    assert is_quick(small)
+    assert is_quick(encode(photo(), "JPEG"))
+    assert not is_quick(small + bytes(QUICK_BYTES))
+    assert not any(is_quick(small + kind + texts) for kind in (b"zTXt", b"iTXt", b"iCCP"))
+    assert not any(is_quick(FILES[kind]) for kind in ("WEBP", "GIF", "BMP", "TIFF", "AVIF"))

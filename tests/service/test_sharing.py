@@ -155,10 +155,10 @@ def test_an_answer_with_an_error_in_it_has_no_entity_tag(ask):
 
 
 def test_pixels_in_decoding_are_bounded_over_all_requests(models):
-    large = encode(photo(size=(30, 30)), "PNG")
+    large = encode(photo(size=(100, 90)), "PNG")  # small ones are decoded where they are, one by one
 
     async def scenario():
-        limits = {"max_image_pixels": 1000, "max_pixels_in_flight": 1000, "decode_threads": 4}
+        limits = {"max_image_pixels": 10_000, "max_pixels_in_flight": 10_000, "decode_threads": 4}
         async with service_on(models, **limits) as (client, _, service):
             room, lowest = service.classifier()._decoders.room, []
             give_back = room.give_back
@@ -168,5 +168,5 @@ def test_pixels_in_decoding_are_bounded_over_all_requests(models):
 
     statuses, lowest, after = asyncio.run(asyncio.wait_for(scenario(), 30))
     assert statuses == [200] * 12
-    assert lowest == 100  # one image of 900 pixels at a time
-    assert after == 1000
+    assert lowest == 1000  # one image of 9,000 pixels at a time
+    assert after == 10_000
