@@ -36,7 +36,7 @@ image:  ## build the container image TARGET=cpu (or gpu, train); WHEELS=FOLDER h
 	  --label org.opencontainers.image.revision=$(shell git rev-parse HEAD 2>/dev/null) .
 
 bench: $(VENV)/everything  ## measure the service on this machine
-	$(BIN)/python benchmarks/serve.py
+	$(BIN)/python -m benchmarks.serve
 
 clean:  ## remove the environment, the runs and the caches; models stay
 	rm -rf $(VENV) runs .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis *.egg-info

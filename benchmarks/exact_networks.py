@@ -64,12 +64,12 @@ def fold_warmed(network: nn.Module, images: Pixels) -> FloatModel:
     """Return a network as an artifact, its statistics plain means over `images`, its BatchNorm folded."""
     normalize = Normalize(MEAN, STD)
     standardised = normalize(torch.from_numpy(images).permute(0, 3, 1, 2))
-    _warm(network.float(), standardised.float())
+    warm(network.float(), standardised.float())
     folded: nn.Module = fold(network.eval(), standardised[:TRACED]).module
     return FloatModel(to_onnx(Classifier(normalize, folded), images[:2]), images)
 
 
-def _warm(network: nn.Module, standardised: torch.Tensor) -> None:
+def warm(network: nn.Module, standardised: torch.Tensor) -> None:
     norms = [one for one in network.modules() if isinstance(one, nn.modules.batchnorm._BatchNorm)]  # noqa: SLF001
     for norm in norms:
         norm.momentum = None  # a plain mean over all batches
@@ -83,4 +83,4 @@ def _warm(network: nn.Module, standardised: torch.Tensor) -> None:
         network(part)
 
 
-__all__ = ["FloatModel", "build_float", "fold_warmed", "smooth_images"]
+__all__ = ["FloatModel", "build_float", "fold_warmed", "smooth_images", "warm"]
