@@ -24,6 +24,9 @@ from training.folding.network import Layer, Rescale
 from training.folding.rounding import refuse_wrong
 from training.normalization import batch_norms
 
+ANSWER = ""  # what no node is called
+PIXELS_AT_ONCE = 2**18  # of images whose every activation is kept at once: five of 224 × 224
+
 
 @dataclass(frozen=True, slots=True)
 class Folded:
@@ -87,6 +90,22 @@ def _write_norm(norm: Any, step: Rescale) -> None:
     _write_weights(norm, affine.scale * np.sqrt(variance + norm.eps), affine.shift + mean * affine.scale)
 
 
+@dataclass(slots=True)
+class _Gap:
+    """The largest difference between two networks' answers and the largest magnitude of those wanted, over batches."""
+
+    difference: float = 0.0
+    magnitude: float = float(torch.finfo(torch.float64).tiny)
+
+    def add(self, found: Tensor, wanted: Tensor) -> None:
+        self.difference = _larger(self.difference, found.double() - wanted)
+        self.magnitude = _larger(self.magnitude, wanted)
+
+    @property
+    def relative(self) -> float:
+        return self.difference / self.magnitude
+
+
 @torch.no_grad()
 def verify(folded: Folded, images: Tensor) -> Folded:
     """Run both networks on real data and return the account with each fold's error.
@@ -96,37 +115,38 @@ def verify(folded: Folded, images: Tensor) -> Folded:
     Shapes: images (N, channels, height, width), as the classifier takes them.
     Raises NotFoldable naming the layer when an error is more than rounding explains.
     """
-    with_norm, without = (_answers(module, images.double()) for module in (folded.unfolded, folded.module))
-    single = _answers(copy.deepcopy(folded.unfolded).float(), images.float())
-    records = []
-    for (before, after), record in zip(folded.witnesses, folded.folds, strict=True):
-        error = _difference(without[after], with_norm[before])
-        refuse_wrong(record.norm, error, _difference(single[before].double(), with_norm[before]))
-        records.append(record.model_copy(update={"error": error}))
-    return replace(folded, folds=tuple(records), end_to_end=_end_to_end(folded, images))
-
-
-def _end_to_end(folded: Folded, images: Tensor) -> FoldError:
-    wanted = folded.unfolded(images.double())
-    single, single_unfolded = (copy.deepcopy(one).float()(images.float()) for one in (folded.module, folded.unfolded))
-    return FoldError(
-        float64=_difference(folded.module(images.double()), wanted),
-        float32=_difference(single.double(), wanted),
-        float32_unfolded=_difference(single_unfolded.double(), wanted),
+    single, single_unfolded = (copy.deepcopy(one).float() for one in (folded.module, folded.unfolded))
+    places = [(_Gap(), _Gap()) for _ in folded.witnesses]
+    ends = _Gap(), _Gap(), _Gap()
+    size = max(1, PIXELS_AT_ONCE // images[0, 0].numel())
+    for part in (images[start : start + size] for start in range(0, len(images), size)):
+        with_norm, without = (_answers(module, part.double()) for module in (folded.unfolded, folded.module))
+        plain = _answers(single_unfolded, part.float())
+        for (before, after), (error, rounding) in zip(folded.witnesses, places, strict=True):
+            error.add(without[after], with_norm[before])
+            rounding.add(plain[before], with_norm[before])
+        for end, found in zip(ends, (without[ANSWER], single(part.float()), plain[ANSWER]), strict=True):
+            end.add(found, with_norm[ANSWER])
+    for (error, rounding), record in zip(places, folded.folds, strict=True):
+        refuse_wrong(record.norm, error.relative, rounding.relative)
+    records = (
+        record.model_copy(update={"error": error.relative})
+        for (error, _), record in zip(places, folded.folds, strict=True)
     )
+    end_to_end = FoldError(float64=ends[0].relative, float32=ends[1].relative, float32_unfolded=ends[2].relative)
+    return replace(folded, folds=tuple(records), end_to_end=end_to_end)
 
 
-def _difference(found: Tensor, wanted: Tensor) -> float:
-    """Return the largest difference over the largest magnitude."""
-    scale = wanted.abs().max().clamp_min(torch.finfo(torch.float64).tiny)
-    return float((found - wanted).abs().max() / scale)
+def _larger(least: float, values: Tensor) -> float:
+    """Return the largest magnitude, `least` included; NaN where one is."""
+    return float(torch.maximum(values.abs().max(), torch.tensor(least, dtype=values.dtype)))
 
 
 def _answers(module: fx.GraphModule, images: Tensor) -> dict[str, Any]:
-    """Run a network and return what each of its nodes answered, by name."""
+    """Run a network and return what each of its nodes answered, by name, and its answer as ANSWER."""
     interpreter = fx.Interpreter(module, garbage_collect_values=False)
-    interpreter.run(images)
-    return {node.name: answer for node, answer in interpreter.env.items()}
+    answer = interpreter.run(images)
+    return {node.name: value for node, value in interpreter.env.items()} | {ANSWER: answer}
 
 
 def _refuse_untrustworthy(name: str, norm: _BatchNorm) -> None:

@@ -12,6 +12,7 @@ from training_support import aged, relative_difference
 
 from training.architectures import ARCHITECTURES, build
 from training.errors import NotFoldable
+from training.folding import modules
 from training.folding.modules import Folded, fold, verify
 from training.folding.rounding import TOLERANCE
 from training.normalization import batch_norms
@@ -187,6 +188,20 @@ def test_verify_names_the_layer_of_a_fold_that_was_tampered_with(what: str):
         getattr(folded.module.get_submodule(record.into), what)[0] += 1e-6  # 10⁴ times what is allowed
     with pytest.raises(NotFoldable, match=record.norm.replace(".", r"\.")):
         verify(folded, _images(2, 1, 28, 28))
+
+
+def test_verify_sees_every_image_however_few_are_run_at_once(monkeypatch: pytest.MonkeyPatch):
+    folded = fold(aged(build("small_cnn", channels=1, classes=10, size=8, bn_momentum=0.1)))
+    images = _images(5, 1, 8, 8)
+    images[3] *= 100  # the largest magnitudes lie in neither the first part nor the last
+    whole = verify(folded, images)
+    monkeypatch.setattr(modules, "PIXELS_AT_ONCE", 64)
+    parts = verify(folded, images)
+    for account in ("float32", "float32_unfolded"):  # float64's own rounding follows the batch's size
+        assert getattr(parts.end_to_end, account) == pytest.approx(getattr(whole.end_to_end, account), rel=0.5)
+    images[3] = float("nan")
+    with pytest.raises(NotFoldable):
+        verify(folded, images)
 
 
 def test_verify_refuses_answers_that_are_not_numbers():
