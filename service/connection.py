@@ -60,6 +60,8 @@ class Connection(HttpToolsProtocol):
         self._is_lost = True
         if self._when_gone is not None:
             self._when_gone()
+        if self.scope is not None:
+            self.scope.pop(WHEN_GONE, None)  # type: ignore[misc] # else only the garbage collector frees it
         self._on_closed()
 
     def data_received(self, data: bytes) -> None:
@@ -140,7 +142,11 @@ class Connection(HttpToolsProtocol):
 
 
 def _arrived(cycle: RequestResponseCycle) -> bytes | None:
-    return None if cycle.more_body or cycle.disconnected else bytes(cycle.body)
+    """Take the body out where all of it is here: a kept connection would hold it until the next request."""
+    if cycle.more_body or cycle.disconnected:
+        return None
+    body, cycle.body = bytes(cycle.body), bytearray()
+    return body
 
 
 class _Refused(Exception):

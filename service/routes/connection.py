@@ -23,7 +23,7 @@ WhenGone = Callable[[Callable[[], object] | None], bool]
 
 def arrived_body(request: Request) -> bytes | None:
     """Return the body where all of it has arrived already, without waiting."""
-    arrived: Callable[[], bytes | None] | None = request.scope.get(ARRIVED)
+    arrived: Callable[[], bytes | None] | None = request.scope.pop(ARRIVED, None)
     return None if arrived is None else arrived()
 
 
