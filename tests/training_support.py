@@ -1,4 +1,4 @@
-"""What tests of training share: a quick configuration, networks with a past, IDX files, a run and its artifact."""
+"""What tests of training share: a quick configuration, networks with a past, data sets, a run and its artifact."""
 
 import gzip
 import hashlib
@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from service.preprocessing import encode_png
 from training.config import TrainConfig, data_folders
 from training.data import IdxSource
 from training.export import export
@@ -27,6 +28,7 @@ IDX_STEMS = (
     "t10k-images-idx3-ubyte",
     "t10k-labels-idx1-ubyte",
 )
+PHOTO_CLASSES = ("cat", "dog")
 # digits has 1,437 images outside the test part: all but 137 are held out, so that an epoch takes a moment
 QUICK = TrainConfig(
     dataset="digits",
@@ -99,6 +101,18 @@ def write_idx(folder: Path, contents: dict[str, bytes], *, packed: bool = True) 
     for stem, content in contents.items():
         path = folder / (f"{stem}.gz" if packed else stem)
         path.write_bytes(gzip.compress(content) if packed else content)
+    return folder
+
+
+def write_photos(folder: Path, count: int = 8, classes: tuple[str, ...] = PHOTO_CLASSES, seed: int = 0) -> Path:
+    """Write `count` small photos a class, brighter from class to class."""
+    rng = np.random.default_rng(seed)
+    for index, label in enumerate(classes):
+        (folder / label).mkdir(parents=True)
+        for number in range(count):
+            height, width = 9 + number % 3, 14 - number % 4
+            pixels = rng.integers(0, 128, (height, width, 3), dtype=np.uint8) + np.uint8(127 * index)
+            (folder / label / f"{number}.png").write_bytes(encode_png(pixels))
     return folder
 
 

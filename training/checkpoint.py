@@ -10,7 +10,7 @@ import json
 import os
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -49,6 +49,11 @@ class Facts:
     loss_scale: dict[str, Any] = field(default_factory=dict)  # float16's, and steps skipped in a row
     data: str = ""  # the data set's digest
 
+    @classmethod
+    def at_start(cls, data: str) -> Self:
+        """Return the facts of a run that has not begun, on data of this digest."""
+        return cls(0, 0.0, 0, -1.0, 0.0, 0.0, threads=torch.get_num_threads(), data=data)
+
 
 def save_checkpoint(
     path: Path,
@@ -81,6 +86,16 @@ def load_checkpoint(path: Path, model: nn.Module) -> tuple[Facts, dict[str, Tens
 def read_facts(path: Path) -> Facts:
     """Return a checkpoint's facts alone. Raises RunError."""
     return _read(path)[0]
+
+
+def refuse_other_data(path: Path, digest: str) -> None:
+    """Raise RunError where a checkpoint says that it was trained on data of another digest; older ones do not say."""
+    recorded = read_facts(path).data
+    if recorded and recorded != digest:
+        raise RunError(
+            f"{path}: the data set has changed since then; bring its images and labels back, or train anew with "
+            "another --out"
+        )
 
 
 def load_average(path: Path, average: nn.Module) -> None:

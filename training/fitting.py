@@ -7,7 +7,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -23,6 +23,7 @@ from training.checkpoint import (
     load_average,
     load_checkpoint,
     optimizer_tensors,
+    refuse_other_data,
     restore_optimizer,
     save_checkpoint,
 )
@@ -52,9 +53,8 @@ class Fit:
     validation: Batches
     domains: tuple[str, ...]
     run: Path
-    data: str = ""
+    facts: Facts
     say: Callable[[str], None] = print
-    facts: Facts = field(default_factory=lambda: Facts(0, 0.0, 0, -1.0, 0.0, 0.0, threads=torch.get_num_threads()))
     is_stopping: bool = False
 
     @property
@@ -67,12 +67,9 @@ class Fit:
         path = self.run / LAST_FILE
         if not path.exists():
             return
-        self.facts, tensors = load_checkpoint(path, self.learner.network)
-        if self.facts.data and self.facts.data != self.data:
-            raise RunError(
-                f"{path}: the data set has changed since then; bring its images and labels back to go on, or start "
-                "anew with another --out"
-            )
+        refuse_other_data(path, self.facts.data)
+        facts, tensors = load_checkpoint(path, self.learner.network)
+        self.facts = replace(facts, data=self.facts.data)
         restore_optimizer(self.learner.optimizer, tensors)
         if self.learner.average is not None:
             load_average(path, self.learner.average)
@@ -222,7 +219,7 @@ class Fit:
         self.facts = replace(self.facts, step=facts.step, tally=facts.tally)
         scale: dict[str, Any] = {**self.learner.scaler.state_dict(), "skipped": self.learner.skipped}
         average = None if self.learner.average is None else self.learner.average.state_dict()
-        stored = replace(facts, statistics="raw", loss_scale=scale, threads=torch.get_num_threads(), data=self.data)
+        stored = replace(facts, statistics="raw", loss_scale=scale, threads=torch.get_num_threads())
         self._save(self.run / LAST_FILE, stored, optimizer_tensors(self.learner.optimizer), average)
 
     def _save(

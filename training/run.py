@@ -14,7 +14,7 @@ from service.manifest import PixelStatistics
 from training import distributed
 from training.architectures import build
 from training.batches import Batches, epoch_steps
-from training.checkpoint import Facts, load_checkpoint, read_facts, write_atomically
+from training.checkpoint import Facts, load_checkpoint, read_facts, refuse_other_data, write_atomically
 from training.config import TrainConfig
 from training.data import Dataset, load
 from training.distributed import processes
@@ -85,7 +85,7 @@ def train(
         set_threads(config, run / LAST_FILE if resume else None, tell)
         dataset = load_dataset(config, data_dir, download=download, say=tell)
         setup = prepare(config, dataset, device)
-        fit = Fit(*setup, domains=dataset.domains, run=run, data=dataset.digest(), say=tell)
+        fit = Fit(*setup, domains=dataset.domains, run=run, facts=Facts.at_start(dataset.digest()), say=tell)
         if not resume and distributed.rank() == 0:  # once nothing is left that could refuse the configuration
             _prepare_folder(run, config, overwrite=overwrite)
         distributed.barrier()
@@ -142,10 +142,14 @@ def set_threads(config: TrainConfig, last: Path | None, say: Callable[[str], Non
 
 
 def load_run(run: Path, data_dir: Path | None = None) -> Trained:
-    """Load the best checkpoint of a finished run with its data set. Raises RunError or DataError."""
+    """Load the best checkpoint of a finished run with the data set that it was trained on.
+
+    Raises DataError, or RunError where the run or its data set is not what it was: other files divide into other parts.
+    """
     config = read_config(run)
     result = read_result(run)
     dataset = load(config, data_dir)
+    refuse_other_data(run / BEST_FILE, dataset.digest())
     network = build_network(config, dataset)
     facts, _ = load_checkpoint(run / BEST_FILE, network)
     pixels = pixel_statistics(dataset, standardise=config.standardise)

@@ -1,17 +1,21 @@
-"""`training.run` at the edges: a checkpoint that is gone, one of another epoch, a disk that is full."""
+"""`training.run` at the edges: a checkpoint that is gone, one of another epoch, other data, a full disk."""
 
 import json
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from training_support import QUICK, disk_of, hush
+from training_support import QUICK, disk_of, hush, write_photos
 
+from foldserve.cli import main
 from training.checkpoint import load_checkpoint, save_checkpoint
 from training.errors import RunError
 from training.report import read_metrics, recorder
-from training.run import Trained, build_network, train
+from training.run import Trained, build_network, load_run, train
+
+PHOTOS = replace(QUICK, dataset="folder:photos", size=10, validation_images=4, workers=0, batch_size=4, epochs=1)
 
 
 def contents(run: Path) -> dict[str, bytes]:
@@ -58,3 +62,48 @@ def test_resuming_a_finished_run_whose_last_checkpoint_is_gone_loses_nothing(tmp
     with pytest.raises(RunError, match=r"last\.safetensors"):
         train(QUICK, run, resume=True, say=hush)
     assert contents(run) == before
+
+
+@pytest.fixture
+def photo_run(tmp_path: Path) -> Path:
+    """A finished run on a folder of photos, `photos` beside it."""
+    write_photos(tmp_path / "photos")
+    train(PHOTOS, tmp_path / "run", data_dir=tmp_path, say=hush)
+    return tmp_path / "run"
+
+
+@pytest.mark.parametrize("command", ["evaluate", "export"])
+def test_a_run_is_not_told_or_exported_with_a_data_set_that_has_changed(photo_run: Path, command: str, capsys):
+    data = photo_run.parent
+    target = ["--name", "photos", "--models", str(data / "models")] if command == "export" else []
+    write_photos(data / "more", count=3, seed=1)
+    added = [
+        shutil.copy(photo, data / "photos" / photo.parent.name / f"new-{photo.name}")
+        for photo in (data / "more").rglob("*.png")
+    ]
+    before = contents(photo_run)
+    assert main([command, str(photo_run), *target, "--data-dir", str(data)]) == 1
+    assert re.search(r"best\.safetensors: the data set has changed since then; bring its", capsys.readouterr().err)
+    assert contents(photo_run) == before
+    assert not (data / "models").exists()
+    for photo in added:
+        photo.unlink()
+    load_run(photo_run, data)
+
+
+def test_a_run_that_does_not_say_what_it_was_trained_on_is_loaded(photo_run: Path):
+    trained = load_run(photo_run, photo_run.parent)
+    assert trained.facts.data == trained.dataset.digest()
+    network = build_network(trained.config, trained.dataset)
+    facts, _ = load_checkpoint(photo_run / "best.safetensors", network)
+    save_checkpoint(photo_run / "best.safetensors", network, replace(facts, data=""))
+    (photo_run.parent / "photos" / "cat" / "0.png").unlink()
+    assert load_run(photo_run, photo_run.parent).facts.data == ""
+
+
+def test_data_are_compared_before_a_network_of_another_shape_would_be_blamed(photo_run: Path):
+    write_photos(photo_run.parent / "photos", classes=("owl",))
+    with pytest.raises(RunError, match=r"last\.safetensors: the data set has changed since then"):
+        train(PHOTOS, photo_run, data_dir=photo_run.parent, resume=True, say=hush)
+    with pytest.raises(RunError, match=r"best\.safetensors: the data set has changed since then"):
+        load_run(photo_run, photo_run.parent)

@@ -6,7 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from training_support import QUICK, hush
+from training_support import PHOTO_CLASSES as CLASSES
+from training_support import QUICK, hush, write_photos
 
 from service.preprocessing import decode, encode_png, from_pixels
 from training.batches import Batches
@@ -19,18 +20,6 @@ from training.errors import DataError, UsageError
 from training.run import pixel_statistics, train
 
 CONFIG = replace(QUICK, dataset="folder:photos", size=10, validation_images=4, workers=0, batch_size=4)
-CLASSES = ("cat", "dog")
-
-
-def write_photos(folder: Path, count: int = 8, classes: tuple[str, ...] = CLASSES, seed: int = 0) -> Path:
-    rng = np.random.default_rng(seed)
-    for index, label in enumerate(classes):
-        (folder / label).mkdir(parents=True)
-        for number in range(count):
-            height, width = 9 + number % 3, 14 - number % 4
-            pixels = rng.integers(0, 128, (height, width, 3), dtype=np.uint8) + np.uint8(127 * index)
-            (folder / label / f"{number}.png").write_bytes(encode_png(pixels))
-    return folder
 
 
 def read(folder: Path, config: TrainConfig = CONFIG) -> Dataset:
