@@ -3,7 +3,8 @@
     TrainingError
     ├── UsageError        a preset, key or value of the configuration is wrong
     ├── DataError         a data set is missing or damaged
-    ├── RunError          a run folder or checkpoint cannot be used, or training diverged
+    ├── RunError          a run folder or checkpoint cannot be used, or training cannot go on
+    │   └── Diverged      its loss is not finite
     ├── NotFoldable       a BatchNorm whose statistics cannot be trusted
     ├── FileRefused       a foreign file is not what it should be, or not safe to read
     ├── NotConvertible    a network, or a layer of it, has no exact form
@@ -26,7 +27,11 @@ class DataError(TrainingError):
 
 
 class RunError(TrainingError):
-    """A run folder or checkpoint cannot be used, or training diverged."""
+    """A run folder or checkpoint cannot be used, or training cannot go on."""
+
+
+class Diverged(RunError):
+    """The loss of training is no longer finite."""
 
 
 class NotFoldable(TrainingError):

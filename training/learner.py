@@ -18,7 +18,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from training import distributed
 from training.batches import Batch
 from training.config import TrainConfig
-from training.errors import RunError
+from training.errors import Diverged, RunError
 from training.normalization.domains import activate
 from training.normalization.running import StatisticsKeeper
 from training.optimization import penalty
@@ -63,14 +63,14 @@ class Learner:
     def step(self, micro: list[Batch], epoch: int) -> Outcome:
         """Learn from the micro-batches of one step.
 
-        Raises RunError where the loss is not finite, or an operation is not deterministic and all have to be.
+        Raises Diverged where the loss is not finite, RunError where an operation that has to be deterministic is not.
         """
         self.optimizer.zero_grad(set_to_none=True)
         with _named_refusals(self.config):
             outcomes = [self._backward(batch, len(micro), last=batch is micro[-1]) for batch in micro]
         is_finite = all(outcome is not None for outcome in outcomes)
         if not is_finite and not self.scaler.is_enabled():
-            raise RunError(
+            raise Diverged(
                 f"the loss is not finite in epoch {epoch}; set learning_rate lower than {self.config.learning_rate}"
             )
         self._count_skipped(epoch, is_finite=is_finite)
@@ -113,7 +113,7 @@ class Learner:
     def _count_skipped(self, epoch: int, *, is_finite: bool) -> None:
         self.skipped = 0 if is_finite else self.skipped + 1
         if self.skipped >= MOST_SKIPPED:
-            raise RunError(
+            raise Diverged(
                 f"{MOST_SKIPPED} batches in a row are not finite in epoch {epoch} in float16; use precision = bfloat16 "
                 f"or float32, or a learning_rate lower than {self.config.learning_rate}"
             )

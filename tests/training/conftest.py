@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from training_support import QUICK, one_thread, quick_export, quick_run, quick_trained
 
 from service.preprocessing import encode_png
@@ -61,3 +62,10 @@ def domain_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
             path.mkdir(parents=True, exist_ok=True)
             (path / f"{len(list(path.iterdir()))}.png").write_bytes(encode_png(255 - image))
     return folder
+
+
+@pytest.fixture
+def _free_again() -> Iterator[None]:
+    """Let operations that are not deterministic be allowed after the test, however it ends."""
+    yield
+    torch.use_deterministic_algorithms(mode=False)

@@ -6,11 +6,11 @@ from dataclasses import replace
 import pytest
 import torch
 from torch import nn
-from training_support import QUICK
+from training_support import QUICK, Scattered
 
 from training.architectures import build
 from training.batches import Batch
-from training.errors import RunError
+from training.errors import Diverged, RunError
 from training.learner import MOST_SKIPPED, Learner
 from training.normalization import batch_norms
 from training.normalization.running import snapshot
@@ -47,7 +47,7 @@ def test_a_batch_that_is_not_finite_never_touches_running_statistics(fill: float
     one = learner()
     one.step([batch()], 1)
     before = copy.deepcopy(one.model.state_dict())
-    with pytest.raises(RunError, match=r"not finite in epoch 4; set learning_rate lower than 0\.05"):
+    with pytest.raises(Diverged, match=r"not finite in epoch 4; set learning_rate lower than 0\.05"):
         one.step([batch(fill=fill)], 4)
     assert all(torch.equal(value, before[name]) for name, value in one.model.state_dict().items())
 
@@ -68,7 +68,7 @@ def test_in_float16_such_a_batch_is_skipped_and_training_goes_on_until_there_are
     assert one.skipped == 0
     for _ in range(MOST_SKIPPED - 1):
         one.step([batch(fill=torch.inf)], 3)
-    with pytest.raises(RunError, match="batches in a row are not finite in epoch 3 in float16"):
+    with pytest.raises(Diverged, match="batches in a row are not finite in epoch 3 in float16"):
         one.step([batch(fill=torch.inf)], 3)
 
 
@@ -135,19 +135,6 @@ def test_no_gradient_and_no_decay_reaches_a_frozen_gamma():
     one.step([batch()], 1)
     assert all(torch.equal(norm.weight, kept) for (_, norm), kept in zip(batch_norms(network), before, strict=True))
     assert not torch.equal(snapshot(network)["block1.norm"][0], moved["block1.norm"][0])
-
-
-class Scattered(nn.Module):
-    """Puts its logits in place by an operation whose order nobody fixes."""
-
-    def __init__(self):
-        super().__init__()
-        self.logits = nn.Parameter(torch.zeros(10))
-
-    def forward(self, images):
-        places = torch.arange(10 * len(images))
-        spread = self.logits.expand(len(images), -1).flatten()
-        return torch.zeros_like(spread).put(places, spread).view(-1, 10)
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from training.batches import Batches, epoch_steps
 from training.comparison.experiments import Scale
 from training.config import TrainConfig
 from training.data import Dataset, Split, concatenated, limited
-from training.errors import RunError
+from training.errors import Diverged
 from training.fitting import score_domains
 from training.learner import Learner
 from training.loop import Progress, Tally, choose_device, continue_epoch, evaluate
@@ -56,7 +56,10 @@ class _EnoughSteps(Exception):
 
 
 def run_trial(variant: str, config: TrainConfig, dataset: Dataset, scale: Scale) -> Trial:
-    """Train one variant from scratch on `scale.images` images and look at the test set now and again."""
+    """Train one variant from scratch on `scale.images` images and look at the test set now and again.
+
+    Raises UsageError, DataError, or RunError where the network cannot be trained at all.
+    """
     learner, training, _ = prepare(config, dataset, choose_device(config.device))
     test = Batches.on(learner.device, _test_part(dataset, scale.test_images))
     steps = math.ceil(scale.images / config.batch_size)
@@ -80,7 +83,7 @@ def _train(learner: Learner, training: Batches, watch: "_Watch") -> bool:
             continue_epoch(learner, training, epoch, Tally(), watch)
     except _EnoughSteps:
         return False
-    except RunError:
+    except Diverged:
         watch.look()
     return True
 
