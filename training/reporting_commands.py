@@ -73,14 +73,13 @@ def _compare(arguments: argparse.Namespace) -> int:
         raise UsageError("--set seed: the seeds run from 0; --seeds says how many")
     scale = _scale(arguments, chosen)
     prepare_arithmetic(chosen.base.with_values(changes))
-    from training.comparison.running import Plan, compare, dry_run, missing
+    from training.comparison.running import Plan, compare, dry_run
 
     plan = Plan(arguments.preset, chosen, variants, changes, scale)
     if arguments.dry_run:
         dry_run(plan, data_dir=arguments.data_dir)
         return 0
     folder = arguments.out or COMPARISONS / arguments.preset
-    print(f"{len(missing(plan, folder))} of {scale.seeds * len(variants)} trials to run; kept in {folder / 'trials'}")
     for path in compare(plan, folder, data_dir=arguments.data_dir):
         print(f"wrote {path}")
     return 0

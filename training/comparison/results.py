@@ -36,9 +36,15 @@ class Spread:
         return text if self.reached == self.seeds else f"{text} ({self.reached} of {self.seeds})"
 
 
-def trial_path(folder: Path, variant: str, config: TrainConfig, scale: Scale) -> Path:
-    """Return where a trial is kept; the name changes with everything that could change its result."""
-    parts = {**asdict(config), "images": scale.images, "evaluations": scale.evaluations, "test": scale.test_images}
+def trial_path(folder: Path, variant: str, config: TrainConfig, scale: Scale, data: str) -> Path:
+    """Return where a trial on data of this digest is kept; the name changes with all that could change its result."""
+    parts = {
+        **asdict(config),
+        "data": data,
+        "images": scale.images,
+        "evaluations": scale.evaluations,
+        "test": scale.test_images,
+    }
     digest = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:10]
     return folder / "trials" / f"{re.sub(r'[^A-Za-z0-9.]+', '-', variant)}-seed{config.seed}-{digest}.json"
 

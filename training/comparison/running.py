@@ -1,7 +1,7 @@
 """Leads a comparison: every variant over every seed, what is kept is not run again, then pictures and page."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -38,18 +38,19 @@ def compare(
 
     Raises UsageError, DataError or RunError. Stopped at any moment, it goes on with the first trial that is not kept.
     """
-    configs = [(variant, plan.config(variant, seed)) for seed in range(plan.scale.seeds) for variant in plan.variants]
+    places = _places(plan, folder, data_dir)
+    missing = sum(not path.exists() for _, _, path in places)
+    say(f"{missing} of {len(places)} trials to run; kept in {folder / 'trials'}")
     trials: dict[str, list[Trial]] = {variant.name: [] for variant in plan.variants}
     data: dict[int, Dataset] = {}
-    for number, (variant, config) in enumerate(configs, start=1):
-        path = trial_path(folder, variant.name, config, plan.scale)
+    for number, (variant, config, path) in enumerate(places, start=1):
         trial = kept_trial(path)
         if trial is None:
             if config.seed not in data:  # the validation part is held out by the seed
                 data = {config.seed: load(config, data_dir)}
             trial = run_trial(variant.name, config, data[config.seed], plan.scale)
             keep_trial(path, trial, config)
-            say(f"{number}/{len(configs)}  {_words(trial)}")
+            say(f"{number}/{len(places)}  {_words(trial)}")
         trials[variant.name].append(trial)
     as_run = replace(plan.experiment, base=plan.experiment.base.with_values(plan.changes))
     return tell(plan.name, as_run, plan.variants, trials, plan.scale, folder)
@@ -72,11 +73,17 @@ def dry_run(plan: Plan, *, data_dir: Path | None = None, say: Callable[[str], No
     )
 
 
-def missing(plan: Plan, folder: Path) -> Sequence[Path]:
-    """Return where the trials that are still to run will be kept."""
-    pairs = ((variant, plan.config(variant, seed)) for seed in range(plan.scale.seeds) for variant in plan.variants)
-    paths = [trial_path(folder, variant.name, config, plan.scale) for variant, config in pairs]
-    return [path for path in paths if not path.exists()]
+def _places(plan: Plan, folder: Path, data_dir: Path | None) -> list[tuple[Variant, TrainConfig, Path]]:
+    """Return every trial with where it is kept; the data are read for it, one seed's at a time."""
+    places = []
+    for seed in range(plan.scale.seeds):
+        configs = [(variant, plan.config(variant, seed)) for variant in plan.variants]
+        digest = load(configs[0][1], data_dir).digest(with_test=True)
+        places += [
+            (variant, config, trial_path(folder, variant.name, config, plan.scale, digest))
+            for variant, config in configs
+        ]
+    return places
 
 
 def _words(trial: Trial) -> str:

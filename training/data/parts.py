@@ -73,10 +73,10 @@ class Dataset:
     domains: tuple[str, ...] = ()
     skipped: tuple[str, ...] = ()
 
-    def digest(self) -> str:
+    def digest(self, *, with_test: bool = False) -> str:
         """Return the SHA-256, in hex, of what is trained and validated on: labels, targets, domains and `content`."""
         hashed = hashlib.sha256(repr((self.labels, self.domains)).encode())
-        for split in (self.training, self.validation):
+        for split in (self.training, self.validation, *([self.test] if with_test else [])):
             images = split.images
             for part in (split.targets, split.domains, *(images.content() if hasattr(images, "at") else [images])):
                 hashed.update(np.ascontiguousarray(part))  # type: ignore[arg-type] # an array is a buffer

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from training_support import write_photos
 
 from foldserve.cli import main
 from training.comparison import experiments
@@ -89,6 +90,19 @@ def test_another_scale_or_key_is_another_trial(compared: Path, tmp_path: Path, c
     capsys.readouterr()
     assert compare("norms", *TINY, "--seeds", 1, "--images", 64, "--variant", "none", "--out", tmp_path) == 0
     assert "1 of 1 trials to run" in capsys.readouterr().out
+
+
+def test_a_trial_on_other_images_is_another_trial(tmp_path: Path, capsys):
+    photos = write_photos(tmp_path / "photos")
+    arguments = [*TINY, "--set", "dataset=folder:photos", "--set", "size=8", "--set", "validation_images=4"]
+    arguments += ["--set", "batch_size=4", "--set", "workers=0", "--seeds", "1", "--images", "8", "--variant", "none"]
+    told = []
+    for change in (None, None, photos / "cat" / "0.png"):
+        if change is not None:
+            change.write_bytes((photos / "cat" / "1.png").read_bytes())
+        assert compare("norms", *arguments, "--data-dir", tmp_path, "--out", tmp_path / "out") == 0
+        told.append(capsys.readouterr().out.splitlines()[0].partition(" trials")[0])
+    assert told == ["1 of 1", "0 of 1", "1 of 1"]
 
 
 def test_a_sweep_is_drawn_over_what_was_varied(tmp_path: Path):

@@ -217,3 +217,10 @@ def test_a_folder_s_digest_follows_its_files_wherever_the_folder_lies(tmp_path: 
     for photo in moved.rglob("*.png"):
         photo.write_bytes(photo.read_bytes() + b"more")
     assert read(moved, streamed).digest() != digest
+
+
+def test_test_images_are_in_a_digest_where_they_are_asked_for(tmp_path: Path):
+    dataset = read(write_photos(tmp_path / "photos"))
+    other = replace(dataset, test=dataset.validation)
+    assert other.digest() == dataset.digest()
+    assert other.digest(with_test=True) != dataset.digest(with_test=True)
