@@ -5,7 +5,7 @@ import hashlib
 import io
 import resource
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -18,7 +18,10 @@ from service.preprocessing import encode_png
 from training.config import TrainConfig, data_folders
 from training.data import IdxSource
 from training.export import export
+from training.learner import Learner
+from training.loop import Batches, Progress, Score, Tally, arithmetic, continue_epoch
 from training.normalization import batch_norms
+from training.optimization import build_optimizer
 from training.packaging import Exported
 from training.run import Trained, load_run, train
 
@@ -114,6 +117,18 @@ def write_photos(folder: Path, count: int = 8, classes: tuple[str, ...] = PHOTO_
             pixels = rng.integers(0, 128, (height, width, 3), dtype=np.uint8) + np.uint8(127 * index)
             (folder / label / f"{number}.png").write_bytes(encode_png(pixels))
     return folder
+
+
+def train_epoch(
+    model: nn.Module,
+    batches: Batches,
+    config: TrainConfig,
+    epoch: int,
+    report: Callable[[Progress], None] | None = None,
+) -> Score:
+    """Train one whole epoch with an optimizer of its own."""
+    learner = Learner(model, build_optimizer(config, model), config, arithmetic=arithmetic(config, batches.device))
+    return continue_epoch(learner, batches, epoch, Tally(), report or (lambda _: None))
 
 
 class Scattered(nn.Module):

@@ -92,19 +92,6 @@ class Tally:
         return Score(self.loss / count, self.hits / count)
 
 
-def train_epoch(
-    model: nn.Module,
-    batches: Batches,
-    optimizer: torch.optim.Optimizer,
-    config: TrainConfig,
-    epoch: int,
-    report: Callable[[Progress], None],
-) -> Score:
-    """Train epoch `epoch`, counted from 1, telling `report` each step. Raises RunError when the loss is not finite."""
-    learner = Learner(model, optimizer, config, arithmetic=arithmetic(config, batches.device))
-    return continue_epoch(learner, batches, epoch, Tally(), report)
-
-
 def continue_epoch(
     learner: Learner,
     batches: Batches,
@@ -113,7 +100,10 @@ def continue_epoch(
     report: Callable[[Progress], None],
     after_step: Callable[[Tally], None] = lambda _: None,
 ) -> Score:
-    """Train what is left of an epoch after `tally.step` steps, which `tally` goes on to count."""
+    """Train what is left of epoch `epoch`, counted from 1, after `tally.step` steps, which `tally` goes on to count.
+
+    `report` is told each step. Raises RunError, Diverged where the loss is not finite.
+    """
     config = learner.config
     steps = epoch_steps(batches, config)
     schedule = build_schedule(config, learner.optimizer, steps)

@@ -1,4 +1,4 @@
-"""Random changes of training images, seen as a network sees them in `train_epoch`: how far, what comes in, seeded."""
+"""Random changes of training images, seen as a network sees them while it trains: how far, what comes in, seeded."""
 
 from dataclasses import replace
 
@@ -6,12 +6,11 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from training_support import QUICK
+from training_support import QUICK, train_epoch
 
 from training.augmentation import Jitter, apply, draw, jitter
 from training.config import TrainConfig
-from training.loop import Batches, train_epoch
-from training.optimization import build_optimizer
+from training.loop import Batches
 
 SIDE = 17
 CENTRE = SIDE // 2
@@ -36,7 +35,7 @@ def seen(images: torch.Tensor, epoch: int = 1, **changes: float) -> torch.Tensor
     config: TrainConfig = replace(PLAIN, **changes)
     witness = Witness()
     batches = Batches(images, torch.zeros(len(images), dtype=torch.int64))
-    train_epoch(witness, batches, build_optimizer(config, witness), config, epoch, lambda _: None)
+    train_epoch(witness, batches, config, epoch)
     return witness.images
 
 

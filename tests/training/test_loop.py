@@ -9,29 +9,27 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from training_support import QUICK
+from training_support import QUICK, train_epoch
 
 from training.architectures import build
 from training.config import TrainConfig
 from training.data import Split
 from training.errors import RunError, UsageError
+from training.learner import Learner
 from training.loop import (
     Batches,
     Normalize,
     Progress,
+    Tally,
     choose_device,
+    continue_epoch,
     evaluate,
     steps_per_epoch,
-    train_epoch,
 )
 from training.normalization import batch_norms
 from training.optimization import build_optimizer, learning_rate
 
 PLAIN = replace(QUICK, translate=0.0, epochs=2, batch_size=8)
-
-
-def ignore(_: Progress) -> None:
-    """Report nothing."""
 
 
 def numbered(count: int) -> Batches:
@@ -55,7 +53,7 @@ class Witness(nn.Module):
 
 def shown(config: TrainConfig, epoch: int, count: int = 30) -> list[list[int]]:
     witness = Witness()
-    train_epoch(witness, numbered(count), build_optimizer(config, witness), config, epoch, ignore)
+    train_epoch(witness, numbered(count), config, epoch)
     return witness.seen
 
 
@@ -84,7 +82,7 @@ def test_images_keep_their_targets():
             return nn.functional.one_hot(images.flatten().long() % 10, 10) * 50.0 + 0 * self.logits
 
     echo = Echo()
-    score = train_epoch(echo, numbered(30), build_optimizer(PLAIN, echo), PLAIN, 1, ignore)
+    score = train_epoch(echo, numbered(30), PLAIN, 1)
     assert score.accuracy == 1
     assert score.loss < 1e-6
 
@@ -113,11 +111,10 @@ def test_without_warm_up_the_rate_starts_at_its_peak():
 def test_the_schedule_runs_over_all_epochs_and_not_over_each():
     used = []
     witness = Witness()
-    optimizer = build_optimizer(PLAIN, witness)
+    learner = Learner(witness, build_optimizer(PLAIN, witness), PLAIN)
+    rates = learner.optimizer.param_groups[0]
     for epoch in (1, 2):
-        train_epoch(
-            witness, numbered(16), optimizer, PLAIN, epoch, lambda _: used.append(optimizer.param_groups[0]["lr"])
-        )
+        continue_epoch(learner, numbered(16), epoch, Tally(), lambda _: used.append(rates["lr"]))
     assert used == [learning_rate(PLAIN, step, 4) for step in range(4)]
 
 
@@ -144,13 +141,13 @@ def test_a_loss_that_is_not_finite_stops_training_and_names_the_mend():
     with torch.no_grad():
         model[1].bias[0] = torch.inf
     with pytest.raises(RunError, match=r"not finite in epoch 2; set learning_rate lower than 0\.05"):
-        train_epoch(model, batches, build_optimizer(PLAIN, model), PLAIN, 2, ignore)
+        train_epoch(model, batches, PLAIN, 2)
 
 
 def test_progress_counts_images_and_ends_at_the_score():
     seen: list[Progress] = []
     witness = Witness()
-    score = train_epoch(witness, numbered(30), build_optimizer(PLAIN, witness), PLAIN, 2, seen.append)
+    score = train_epoch(witness, numbered(30), PLAIN, 2, seen.append)
     assert [(progress.epoch, progress.images) for progress in seen] == [(2, 8), (2, 16), (2, 24)]
     assert (seen[-1].loss, seen[-1].accuracy) == (score.loss, score.accuracy)
 
@@ -198,9 +195,7 @@ def test_bfloat16_training_keeps_parameters_and_statistics_in_float32():
     )
     model.float()
     images = torch.randint(0, 256, (16, 1, 8, 8), dtype=torch.uint8)
-    score = train_epoch(
-        model, Batches(images, torch.arange(16) % 10), build_optimizer(config, model), config, 1, ignore
-    )
+    score = train_epoch(model, Batches(images, torch.arange(16) % 10), config, 1)
     assert math.isfinite(score.loss)
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
     for _, norm in batch_norms(model):

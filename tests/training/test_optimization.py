@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from training_support import QUICK
+from training_support import QUICK, train_epoch
 
 from training.config import TrainConfig
 from training.errors import UsageError
@@ -109,16 +109,14 @@ def test_penalties_by_hand_count_weights_alone():
 
 def test_a_penalty_is_part_of_training_and_shrinks_weights():
     from training.data import Split
-    from training.loop import Batches, train_epoch
+    from training.loop import Batches
 
     split = Split(np.zeros((32, 2, 2, 1), np.uint8), np.zeros(32, np.int64))
     model = nn.Sequential(nn.Flatten(), nn.Linear(4, 2))
     before = float(model[1].weight.detach().abs().sum())
     chosen = config(l1=1.0, learning_rate=0.01, schedule="constant", weight_decay=0.0, translate=0.0)
     floats = nn.Sequential(Floats(), model)
-    train_epoch(
-        floats, Batches.on(torch.device("cpu"), split), build_optimizer(chosen, floats), chosen, 1, lambda _: None
-    )
+    train_epoch(floats, Batches.on(torch.device("cpu"), split), chosen, 1)
     assert float(model[1].weight.detach().abs().sum()) < before  # images are black: nothing else moves the weights
 
 
