@@ -10,6 +10,8 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 from training_support import aged
 
+from training.normalization.domains import separate
+
 SIDE, FILTERS, CLASSES = 12, 6, 4
 
 
@@ -122,6 +124,24 @@ def network(**options) -> nn.Module:
 def build_network() -> nn.Module:
     """Return the bare network, as `package.module:function` names it."""
     return Network()
+
+
+class WithAuxiliaryHead(Network):
+    """The network with a BatchNorm that only training runs."""
+
+    def __init__(self):
+        super().__init__()
+        self.auxiliary = nn.BatchNorm2d(FILTERS)
+
+
+def build_with_auxiliary_head() -> nn.Module:
+    """Return a network one of whose BatchNorms no inference runs."""
+    return WithAuxiliaryHead()
+
+
+def build_for_two_domains() -> nn.Module:
+    """Return the network with a BatchNorm for each of two domains."""
+    return separate(Network(), ("day", "night"))
 
 
 def torch_export(

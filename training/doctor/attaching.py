@@ -17,6 +17,7 @@ from training.export import OPSET, quiet
 from training.importing.module import call_function, fit
 from training.importing.preprocessing import Wishes, choose
 from training.normalization import batch_norms
+from training.normalization.domains import DomainNorm
 from training.run import load_run
 
 BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
@@ -28,8 +29,9 @@ def attach(
     """Return a checkpoint's subject with its network, and how its images are prepared.
 
     `function` is PACKAGE.MODULE:FUNCTION; a run folder knows its network and its preprocessing. An ONNX file is a graph
-    already and comes back as it is. `for_images`: make a graph too.
-    Raises UsageError where there is no network to be had, FileRefused where it is another one.
+    already and comes back as it is. `for_images`: make a graph too; layers that it never calls come last.
+    Raises UsageError where there is no network to be had, or images cannot tell which domain's BatchNorm they are for;
+    FileRefused where it is another one.
     """
     path = Path(subject.path)
     if subject.checkpoint is None:
@@ -52,6 +54,7 @@ def attach(
     attached = _with_network(subject, network)
     if not for_images:
         return attached, wishes
+    _check_one_domain(path, network)
     spec, notes = choose(wishes, _channels(network), size)
     for note in notes:
         say(f"note     {note}")
@@ -113,6 +116,16 @@ def _name_norms(model: onnx.ModelProto) -> None:
 
 
 def _in_order(layers: tuple[Layer, ...], model: onnx.ModelProto) -> tuple[Layer, ...]:
-    """Return the layers in the order in which the graph runs them; those that it never calls are left out."""
-    by_name = {layer.name: layer for layer in layers}
-    return tuple(by_name[node.name] for node in norm_nodes(model.graph) if node.name in by_name)
+    """Return the layers in the order in which the graph runs them; those that it never calls follow."""
+    order = {node.name: place for place, node in enumerate(norm_nodes(model.graph))}
+    return tuple(sorted(layers, key=lambda layer: order.get(layer.name, len(order))))
+
+
+def _check_one_domain(path: Path, network: nn.Module) -> None:
+    """Raise UsageError where each domain has BatchNorm of its own: a graph holds one domain's alone."""
+    norm = next((one for one in network.modules() if isinstance(one, DomainNorm)), None)
+    if norm is not None:
+        raise UsageError(
+            f"{path} has BatchNorm of its own for each of {', '.join(norm.domains)}, and --data cannot tell whose the "
+            "images are; without --data every domain's is examined, and repaired exactly"
+        )

@@ -18,6 +18,7 @@ from training.doctor.data import targets_of
 from training.doctor.norms import Subject
 from training.doctor.read import read_subject
 from training.doctor.repair import Mended, accuracy, estimate, keep_old, mend_graph, with_updates, without_initial_share
+from training.doctor.text import named
 from training.errors import FileRefused, UsageError
 from training.foreign.precision import in_float32
 from training.importing.images import CALIBRATION, folder_images
@@ -88,6 +89,8 @@ def _from_images(order: Repair, given: Subject, say: Callable[[str], None]) -> t
     inputs, before = inputs_for(images, interface, spec), copy_of(model)
     gathering, judging = _halves(len(images))
     mended = tuple(estimate(model, subject.layers, inputs[gathering]))
+    if left := sorted({layer.name for layer in subject.layers} - {one.name for one in mended}):
+        say(f"note     the graph never calls {named(tuple(left))}: left as they are")
     targets = targets_of(classes, interface.classes)
     if targets is not None:
         whose = "other" if len(gathering) < len(images) else "the same"

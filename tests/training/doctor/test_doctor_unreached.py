@@ -1,0 +1,68 @@
+"""BatchNorm that the graph of a checkpoint does not reach: of other domains, of heads that only training runs."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from foreign_support import SIDE, build_for_two_domains, build_with_auxiliary_head
+from PIL import Image
+from safetensors.torch import load_file
+from torch import nn
+from training_support import aged
+
+from foldserve.cli import main
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for level in range(20, 180, 20):
+        Image.effect_noise((SIDE, SIDE), level).convert("RGB").save(folder / f"{level}.png")
+    return folder
+
+
+def saved(build: Callable[[], nn.Module], damaged: str, folder: Path) -> tuple[Path, list[str]]:
+    """Write a checkpoint with a NaN in one running mean; return it and the flags that name its network."""
+    state = aged(build()).state_dict()
+    state[damaged][0] = torch.nan
+    torch.save(state, folder / "network.pt")
+    return folder / "network.pt", ["--network", f"foreign_support:{build.__name__}", "--size", str(SIDE)]
+
+
+def test_images_do_not_hide_errors_of_layers_that_the_graph_never_calls(tmp_path: Path, images: Path, capsys):
+    path, flags = saved(build_with_auxiliary_head, "auxiliary.running_mean", tmp_path)
+    assert main(["inspect", str(path), "--data", str(images), "--json", *flags]) == 1
+    report = json.loads(capsys.readouterr().out)
+    assert report["layers"] == 3
+    assert {"auxiliary"} in [set(one["where"]) for one in report["findings"] if one["check"] == "not-finite"]
+    assert {one["layer"] for one in report["data"]["drift"]} == {"bn1", "bn2"}
+
+
+def test_a_repair_from_images_names_the_layers_that_it_leaves_as_they_are(tmp_path: Path, images: Path, capsys):
+    path, flags = saved(build_with_auxiliary_head, "bn2.running_mean", tmp_path)
+    out = tmp_path / "mended.safetensors"
+    assert main(["repair", str(path), "--out", str(out), "--data", str(images), *flags]) == 0
+    assert "never calls auxiliary" in capsys.readouterr().out
+    old, new = torch.load(path, weights_only=True), load_file(out)
+    assert torch.isfinite(new["bn2.running_mean"]).all()
+    assert torch.equal(new["auxiliary.running_var"], old["auxiliary.running_var"])
+
+
+@pytest.mark.parametrize("command", ["inspect", "repair"])
+def test_images_of_nobody_knows_which_domain_are_refused(tmp_path: Path, images: Path, capsys, command: str):
+    path, flags = saved(build_for_two_domains, "bn1.domains.night.running_mean", tmp_path)
+    out = ["--out", str(tmp_path / "mended.safetensors")] if command == "repair" else []
+    assert main([command, str(path), *out, "--data", str(images), *flags]) == 2
+    error = capsys.readouterr().err
+    assert "each of day, night" in error
+    assert "without --data" in error
+    assert not (tmp_path / "mended.safetensors").exists()
+
+
+def test_without_images_every_domain_is_examined(tmp_path: Path, capsys):
+    path, _ = saved(build_for_two_domains, "bn1.domains.night.running_mean", tmp_path)
+    assert main(["inspect", str(path)]) == 1
+    assert "bn1.domains.night" in capsys.readouterr().out
