@@ -88,15 +88,17 @@ def _compare(arguments: argparse.Namespace) -> int:
 def _evaluate(arguments: argparse.Namespace) -> int:
     if arguments.worst < 1:
         raise UsageError(f"--worst {arguments.worst}: expected at least 1")
-    from training.evaluation.report import FOLDER, evaluate_run, write_card, write_evaluation
+    from training.evaluation.report import FOLDER, evaluate_run, for_card, write_card, write_evaluation
     from training.run import load_run
 
     trained = load_run(arguments.run_folder, arguments.data_dir)
+    part = None if arguments.card is None else for_card(trained, arguments.card)
     found = evaluate_run(trained, worst_images=arguments.worst)
     for path in write_evaluation(trained, found, arguments.out or arguments.run_folder / FOLDER):
         print(f"wrote {path}")
-    if arguments.card is not None:
-        print(f"wrote {write_card(trained, found, arguments.card)}")
+    if part is not None:
+        on_card = found if part is trained else evaluate_run(part, worst_images=arguments.worst)
+        print(f"wrote {write_card(part, on_card, arguments.card)}")
     print(
         f"{found.accuracy:.2%} of {len(trained.dataset.test):,} test images; "
         f"expected calibration error {found.calibration.error:.2%}"

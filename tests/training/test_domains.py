@@ -77,3 +77,18 @@ def test_an_evaluation_gives_each_domain_its_own_batchnorm(tmp_path: Path, domai
     numbers = json.loads((tmp_path / "evaluation.json").read_text())
     assert numbers["accuracy"] == pytest.approx(result["test_accuracy"], abs=1e-9)
     assert min(result["domains"].values()) > 0.3, "with the other domain's BatchNorm they would be guesses"
+
+
+def test_a_card_gets_the_numbers_of_the_one_domain_that_its_artifact_holds(
+    tmp_path: Path, domain_data: Path, run: Path
+):
+    models, data = tmp_path / "models", ["--data-dir", str(domain_data)]
+    assert main(["export", str(run), "--name", "ours", "--models", str(models), *data]) == 0
+    results = json.loads((run / "result.json").read_text())["domains"]
+    for domain, accuracy in results.items():
+        folder = models / f"ours-{domain}" / "1"
+        assert main(["evaluate", str(run), "--out", str(tmp_path / "out"), "--card", str(folder), *data]) == 0
+        images = len(load_run(run, domain_data).dataset.of_domain(domain).test)
+        card = (folder / "README.md").read_text().partition("## Evaluation")[2]
+        assert f"{accuracy:.2%} of {images:,} test images" in card
+    assert main(["evaluate", str(run), "--out", str(tmp_path / "out"), "--card", str(tmp_path), *data]) == 1

@@ -13,9 +13,10 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from service.artifact import Artifact
 from training.batches import Batches
 from training.checkpoint import write_atomically
-from training.errors import RunError
+from training.errors import RunError, UsageError
 from training.evaluation.drawing import draw_confusion, draw_reliability, draw_worst
 from training.evaluation.measures import (
     Calibration,
@@ -88,6 +89,20 @@ def write_evaluation(trained: Trained, found: Evaluation, folder: Path) -> list[
     for name, content in contents.items():
         write_atomically(folder / name, content)
     return [folder / name for name in contents]
+
+
+def for_card(trained: Trained, model: Path) -> Trained:
+    """Return the part of a run that an artifact's folder holds: one domain, where each has BatchNorm of its own.
+
+    Raises ArtifactError where the model cannot be read, UsageError where it is of none of the domains.
+    """
+    domains = trained.by_domain()
+    if not domains:
+        return trained
+    domain = Artifact.load(model).manifest.training.get("dataset")
+    if domain not in domains:
+        raise UsageError(f"{model} is of {domain}, expected one of the run's domains: {', '.join(domains)}")
+    return domains[domain]
 
 
 def write_card(trained: Trained, found: Evaluation, model: Path) -> Path:
