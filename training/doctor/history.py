@@ -1,5 +1,6 @@
 """The checks on how a checkpoint came to be: its counters, frozen layers, averaged weights."""
 
+import re
 from collections import Counter
 from collections.abc import Iterator
 
@@ -9,6 +10,7 @@ from training.doctor.checkpoints import Checkpoint, State
 from training.doctor.findings import Finding, finding
 from training.doctor.norms import Layer, Subject
 
+OF_DOMAIN = re.compile(r"\.domains\.[^.]+$")  # a batch is of one domain, and counts in its BatchNorm alone
 BEHIND = 0.9  # of the steps: the first ones may be warm-up, or skipped by a loss scaler
 
 
@@ -46,8 +48,11 @@ def _is_untrained(layer: Layer) -> bool:
 
 
 def _steps(subject: Subject, checkpoint: Checkpoint) -> Iterator[Finding]:
-    """Steps that accumulate gradients count more batches than steps; none counts fewer."""
-    most = max((layer.num_batches_tracked or 0 for layer in subject.layers), default=0)
+    """Steps that accumulate gradients count more batches than steps; none counts fewer, over all domains together."""
+    counted: Counter[str] = Counter()
+    for layer in subject.layers:
+        counted[OF_DOMAIN.sub("", layer.name)] += layer.num_batches_tracked or 0
+    most = max(counted.values(), default=0)
     if checkpoint.steps and 0 < most < BEHIND * checkpoint.steps:
         yield finding("counters-behind-steps", f"{most:,} batches counted in {checkpoint.steps:,} steps")
 

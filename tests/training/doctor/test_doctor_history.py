@@ -10,6 +10,7 @@ from safetensors.torch import save_file
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from training.doctor.examine import inspect
+from training.normalization.domains import separate
 
 
 def found(path: Path) -> dict[str, tuple[str, ...]]:
@@ -42,6 +43,12 @@ def test_a_network_that_trained_as_usual_has_no_finding(tmp_path: Path):
 def test_counters_far_below_the_steps_of_the_optimizer_are_named(tmp_path: Path, around: dict):
     path = saved(tmp_path, {"state_dict": network().state_dict(), **around})
     assert set(found(path)) == {"counters-behind-steps"}
+
+
+def test_the_counters_of_all_domains_together_are_held_against_the_steps(tmp_path: Path):
+    state = separate(network(), ("day", "night")).state_dict()  # 1000 batches each
+    assert found(saved(tmp_path, {"state_dict": state, "global_step": 2000})) == {}
+    assert set(found(saved(tmp_path, {"state_dict": state, "global_step": 5000}))) == {"counters-behind-steps"}
 
 
 def test_more_batches_than_steps_are_gradients_that_were_accumulated(tmp_path: Path):
