@@ -17,7 +17,16 @@ from training.doctor.checkpoints import REPAIRED_KEY, read_state
 from training.doctor.data import targets_of
 from training.doctor.norms import Subject
 from training.doctor.read import read_subject
-from training.doctor.repair import Mended, accuracy, estimate, keep_old, mend_graph, with_updates, without_initial_share
+from training.doctor.repair import (
+    Mended,
+    accuracy,
+    beside,
+    estimate,
+    keep_old,
+    mend_graph,
+    with_updates,
+    without_initial_share,
+)
 from training.doctor.text import named
 from training.errors import FileRefused, UsageError
 from training.foreign.precision import in_float32
@@ -51,6 +60,10 @@ def repair(order: Repair, say: Callable[[str], None] = print) -> tuple[Mended, .
     """
     if order.out.exists():
         raise UsageError(f"--out {order.out} exists; the repaired file is a new one")
+    if beside(order.out).exists():
+        raise UsageError(
+            f"{beside(order.out)} exists, where the old statistics would go; move it, or name another --out"
+        )
     subject = read_subject(order.path, order.momentum)
     if order.network is not None and order.data is None:
         subject, _ = attach(subject, order.network, order.wishes, for_images=False, say=say)

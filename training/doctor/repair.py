@@ -131,12 +131,17 @@ def up_to(model: onnx.ModelProto, name: str) -> onnx.ModelProto:
     return part
 
 
+def beside(path: Path) -> Path:
+    """Return where the old statistics of a mended file lie."""
+    return path.with_name(f"{path.stem}.before.safetensors")
+
+
 def keep_old(path: Path, mended: Iterable[Mended]) -> Path:
     """Write the old statistics beside the mended file, as safetensors, and return where."""
     tensors = {}
     for one in mended:
         tensors[f"{one.name}.running_mean"], tensors[f"{one.name}.running_var"] = one.before
-    aside = path.with_name(f"{path.stem}.before.safetensors")
+    aside = beside(path)
     write_atomically(aside, save(tensors))
     return aside
 

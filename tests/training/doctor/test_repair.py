@@ -95,6 +95,15 @@ def test_a_file_that_exists_is_not_written_over(cold, capsys):
     assert "exists" in capsys.readouterr().err
 
 
+def test_old_statistics_that_were_kept_before_are_not_written_over(tmp_path: Path, cold, capsys):
+    path, _ = cold
+    (tmp_path / "mended.before.safetensors").write_bytes(b"kept")
+    assert main(["repair", str(path), "--out", str(tmp_path / "mended.onnx"), "--momentum", "0.1"]) == 2
+    assert "mended.before.safetensors exists" in capsys.readouterr().err
+    assert (tmp_path / "mended.before.safetensors").read_bytes() == b"kept"
+    assert not (tmp_path / "mended.onnx").exists()
+
+
 def test_an_onnx_file_is_mended_with_the_number_of_updates(tmp_path: Path):
     share = 0.9**5
     graph = Graph()
