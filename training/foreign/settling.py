@@ -4,6 +4,7 @@ Exporters without their optimizer write weights that are standardised inside the
 tensor. Runtimes work both out when they load a file; the doctor, the proof and the folding want them worked out.
 """
 
+import math
 from collections.abc import Iterable, Iterator
 
 import numpy as np
@@ -11,19 +12,22 @@ import onnx
 from onnx import NodeProto, TensorProto, helper, numpy_helper, shape_inference
 
 from training.folding.evaluation import evaluate
+from training.folding.graph_constants import graphs_inside, names_read_inside
 from training.foreign.read import inputs_of
 
 CHANCE = frozenset(
     {"RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Multinomial", "Bernoulli"}
 )
 LARGEST = 2**28  # bytes of what is computed: more is kept as the file has it
+STEPS = 8  # values of its own size that a weight may pass through: standardising takes six
 
 
 def settle(model: onnx.ModelProto) -> onnx.ModelProto:
     """Return a copy in which no node computes from constants alone, and no cast takes its type from a tensor.
 
     Constants are computed by ONNX's reference in the precision that the file has, as a runtime does. What cannot be
-    computed so stays.
+    computed so stays, and what takes far more memory than the file, or nobody knows how much: a few bytes can ask for
+    any number of them.
     """
     settled = onnx.ModelProto()
     settled.CopyFrom(model)
@@ -50,7 +54,7 @@ def _name_types(model: onnx.ModelProto) -> None:
 
 def _compute_constants(model: onnx.ModelProto) -> None:
     graph = model.graph
-    fixed, rest = _split(graph)
+    fixed, rest = _split(model)
     if not any(node.op_type != "Constant" for node in fixed):
         return
     outputs = {value.name for value in graph.output}
@@ -71,19 +75,34 @@ def _compute_constants(model: onnx.ModelProto) -> None:
     graph.initializer.extend(kept)
 
 
-def _split(graph: onnx.GraphProto) -> tuple[list[NodeProto], list[NodeProto]]:
-    """Return the nodes that depend on nothing but constants, and the others; ONNX lists nodes in order of use."""
+def _split(model: onnx.ModelProto) -> tuple[list[NodeProto], list[NodeProto]]:
+    """Return the nodes to compute from nothing but constants, and the others; ONNX lists nodes in order of use."""
+    graph, sizes = model.graph, _sizes(model)
+    room = LARGEST + STEPS * model.ByteSize()
     open_inputs = {value.name for value in inputs_of(graph)}
     known = {tensor.name for tensor in graph.initializer} - open_inputs
     fixed, rest = [], []
     for node in graph.node:
-        can_be = node.domain in ("", "ai.onnx") and node.op_type not in CHANCE and not any(_inner(node))
-        if can_be and all(name in known for name in node.input if name):
+        can_be = node.domain in ("", "ai.onnx") and node.op_type not in CHANCE and not any(graphs_inside([node]))
+        needs = 0 if node.op_type == "Constant" else sum(sizes.get(name, math.inf) for name in node.output if name)
+        if can_be and needs <= room and all(name in known for name in node.input if name):
+            room -= needs
             fixed.append(node)
             known.update(node.output)
         else:
             rest.append(node)
     return fixed, rest
+
+
+def _sizes(model: onnx.ModelProto) -> dict[str, int]:
+    """Return the bytes of every value whose shape can be told without computing it."""
+    found = {}
+    for value in shape_inference.infer_shapes(model, data_prop=True).graph.value_info:
+        tensor = value.type.tensor_type
+        if tensor.HasField("shape") and all(dim.HasField("dim_value") for dim in tensor.shape.dim):
+            width = helper.tensor_dtype_to_np_dtype(tensor.elem_type).itemsize
+            found[value.name] = width * math.prod(dim.dim_value for dim in tensor.shape.dim)
+    return found
 
 
 def _values(model: onnx.ModelProto, nodes: Iterable[NodeProto]) -> dict[str, np.ndarray]:
@@ -96,16 +115,6 @@ def _values(model: onnx.ModelProto, nodes: Iterable[NodeProto]) -> dict[str, np.
     return evaluate(part, {})
 
 
-def _inner(node: NodeProto) -> Iterator[onnx.GraphProto]:
-    for attribute in node.attribute:
-        yield from attribute.graphs
-        if attribute.HasField("g"):
-            yield attribute.g
-
-
 def _read_by(node: NodeProto) -> Iterator[str]:
     yield from node.input
-    for graph in _inner(node):
-        yield from (value.name for value in graph.output)
-        for one in graph.node:
-            yield from _read_by(one)
+    yield from names_read_inside([node])

@@ -1,5 +1,6 @@
 """What a file fixes but leaves to be computed is computed once, and nothing else changes."""
 
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -120,3 +121,35 @@ def test_constants_that_nothing_can_compute_stay_in_the_graph():
     model.graph.node.insert(0, helper.make_node("NoSuchOperator", ["filters"], ["ready"]))
     conv.input[1] = "ready"
     assert kinds(settle(model)) == kinds(model)
+
+
+@pytest.mark.parametrize("size", [[2**14, 2**14], [2**31, 2**31]], ids=["1 GiB", "more than there is"])
+@pytest.mark.parametrize("kind", ["ConstantOfShape", "Expand"])
+def test_what_a_few_bytes_ask_to_be_huge_is_not_computed(kind: str, size: list[int]):
+    model = Graph().model()
+    inputs = ["size"] if kind == "ConstantOfShape" else ["gamma_0", "size"]
+    first = numpy_helper.from_array(np.ones(1, np.float32), "gamma_0")
+    model.graph.initializer.extend([first, numpy_helper.from_array(np.array(size), "size")])
+    model.graph.node.insert(0, helper.make_node("ReduceMax", ["huge"], ["one"], keepdims=0))
+    model.graph.node.insert(0, helper.make_node(kind, inputs, ["huge"]))
+    next(node for node in model.graph.node if node.op_type == "Gemm").input.append("one")
+    tracemalloc.start()
+    settled = settle(model)
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert kinds(settled) == kinds(model)
+    assert most < 2**26
+
+
+def test_a_size_worked_out_from_sizes_is_told_before_it_is_computed():
+    model = Graph().model()
+    model.graph.initializer.append(numpy_helper.from_array(np.array([2**15]), "side"))
+    nodes = [
+        helper.make_node("Concat", ["side", "side"], ["size"], axis=0),
+        helper.make_node("ConstantOfShape", ["size"], ["huge"]),
+        helper.make_node("ReduceMax", ["huge"], ["one"], keepdims=0),
+    ]
+    for node in reversed(nodes):
+        model.graph.node.insert(0, node)
+    next(node for node in model.graph.node if node.op_type == "Gemm").input.append("one")
+    assert kinds(settle(model))[:2] == ["ConstantOfShape", "ReduceMax"]
