@@ -15,6 +15,7 @@ from training.errors import UsageError
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 HALF = (0.5, 0.5, 0.5)
 CROP_PCT = 0.875  # timm's default where a configuration has none (timm/data/constants.py, DEFAULT_CROP_PCT)
+INTERPOLATION = "bicubic"  # timm's default for the filter (timm/data/config.py, resolve_data_config)
 FILTERS = ("nearest", "box", "bilinear", "hamming", "bicubic", "lanczos")
 
 SIZES = ("400mf", "800mf", "1_6gf", "3_2gf", "8gf", "16gf", "32gf")
@@ -127,7 +128,7 @@ def _timm(path: Path) -> Published:
         mean, std = tuple(config["mean"]), tuple(config["std"])
     except (OSError, ValueError, AttributeError, TypeError, KeyError) as error:
         raise UsageError(f"{path} is not timm's pretrained_cfg: {error!r}") from None
-    filter_ = config.get("interpolation", "bilinear")
+    filter_ = config.get("interpolation") or INTERPOLATION
     if filter_ not in FILTERS:
         raise UsageError(f"{path}: interpolation {filter_} is not known; there are {', '.join(FILTERS)}")
     found = {"size": (height, width), "filter": filter_, "mean": mean, "std": std}

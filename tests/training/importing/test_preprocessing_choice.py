@@ -28,6 +28,15 @@ def test_timms_pretrained_cfg_is_read_bare_and_inside_a_config(tmp_path: Path):
         assert (spec.resize_to, spec.size, spec.filter, spec.mean) == (177, (160, 160), "bicubic", (0.5, 0.5, 0.5))
 
 
+@pytest.mark.parametrize("said", [{}, {"interpolation": None}], ids=["no key", "null"])
+def test_a_pretrained_cfg_without_a_filter_means_bicubic(tmp_path: Path, said: dict[str, None]):
+    """As in resolve_data_config of timm, which starts from bicubic, and passes over what is null."""
+    config = {"input_size": [3, 160, 160], "mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5]}
+    (tmp_path / "config.json").write_text(json.dumps(config | said))
+    spec, _ = choose(Wishes(str(tmp_path / "config.json")), 3, None)
+    assert spec.filter == "bicubic"
+
+
 @pytest.mark.parametrize(
     ("wishes", "words"),
     [
