@@ -135,7 +135,7 @@ def take(model: onnx.ModelProto, wishes: Wishes, say: Callable[[str], None]) -> 
     refuse_unknown(model)
     original = in_float32(with_output_shapes(copy_of(model)))
     interface = read_interface(with_output_shapes(model))
-    if (scaling := scales_itself(original, interface)) is not None:
+    if not interface.takes_bytes and (scaling := scales_itself(original, interface)) is not None:
         wishes = _for_bytes(wishes, scaling, say)
     spec, notes = choose(wishes, interface.channels, interface.size)
     for note in notes if not interface.takes_bytes else ():

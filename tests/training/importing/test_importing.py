@@ -17,7 +17,7 @@ from service.engine import choose_device, open_engine
 from service.independence.proof import prove
 from service.preprocessing import decode
 from training.errors import ExportRefused, FileRefused, UsageError
-from training.importing.pipeline import Order, import_model
+from training.importing.pipeline import Order, import_model, take
 from training.importing.preprocessing import Wishes
 
 
@@ -167,6 +167,20 @@ def test_a_model_that_takes_pixels_gets_no_arithmetic(tmp_path: Path, models: Pa
     exported = import_model(Order(tmp_path / "x.onnx", "x"), models, say=hush)
     kinds = [node.op_type for node in onnx.load(exported.folder / "model.onnx").graph.node]
     assert kinds[:3] == ["Transpose", "Cast", "Conv"]
+
+
+@pytest.mark.parametrize("wishes", [Wishes(), Wishes("imagenet1k_v1", size=SIDE)], ids=["no flags", "a preset"])
+def test_a_model_that_takes_pixels_and_scales_them_is_not_told_so(wishes: Wishes):
+    model = Graph().model()
+    model.graph.input[0].type.tensor_type.elem_type = TensorProto.UINT8
+    model.graph.initializer.append(onnx.numpy_helper.from_array(np.array(1 / 255, np.float32), "small"))
+    model.graph.node.insert(0, helper.make_node("Mul", ["floats", "small"], ["scaled"]))
+    model.graph.node.insert(0, helper.make_node("Cast", ["x"], ["floats"], to=TensorProto.FLOAT))
+    next(node for node in model.graph.node if node.op_type == "Conv").input[0] = "scaled"
+    lines: list[str] = []
+    taken = take(model, wishes, lines.append)
+    assert not any("scales pixels" in line for line in lines)
+    assert taken.spec.std != (1 / 255,), "nothing uses it"
 
 
 def test_the_manifest_tells_where_the_model_is_from_and_what_it_was_checked_with(tmp_path: Path, models: Path):
