@@ -21,7 +21,7 @@ from training.folding.evaluation import evaluate, in_float64, random_feeds
 from training.folding.graph_constants import Constants, graphs_inside, opset_of
 from training.folding.graph_reading import Read, infer_shapes, read_graph
 from training.folding.graph_writing import Names, Writer
-from training.folding.rounding import refuse_wrong
+from training.folding.rounding import coarsest, refuse_wrong
 
 OLDEST_OPSET = 9  # older BatchNormalization may normalize each pixel, and older arithmetic broadcasts otherwise
 INPUTS_ARE_GIVEN = 4  # from this IR version on, an initializer that is also an input is a default a caller may replace
@@ -143,10 +143,11 @@ def measure(model: ModelProto, folded: FoldedGraph, feeds: Feeds | None = None) 
     folds = tuple(
         record.model_copy(update={"error": error}) for record, error in zip(folded.report.folds, errors, strict=True)
     )
+    own = coarsest(plain.values())
     for record, name in zip(folds, folded.witnesses, strict=True):
         if name and record.error is not None:
-            refuse_wrong(record.norm, record.error, _difference(plain[name], wanted[name]))
-    refuse_wrong("the whole network", end_to_end.float64, end_to_end.float32_unfolded)
+            refuse_wrong(record.norm, record.error, _difference(plain[name], wanted[name]), own)
+    refuse_wrong("the whole network", end_to_end.float64, end_to_end.float32_unfolded, own)
     return replace(folded, report=FoldReport(folds, folded.report.kept, end_to_end))
 
 

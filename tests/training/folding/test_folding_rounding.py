@@ -4,6 +4,7 @@ import numpy as np
 import onnx
 import pytest
 from foreign_support import FILTERS, SIDE, Graph
+from onnx import TensorProto
 
 from training.errors import NotFoldable
 from training.folding.graphs import fold_unmeasured, measure
@@ -36,6 +37,26 @@ def test_a_fold_worse_than_its_rounding_is_refused_in_any_network(model: onnx.Mo
     filters[2] *= 1 + 1e-6
     with pytest.raises(NotFoldable, match="is rounding"):
         measure(model, folded, FEEDS)
+
+
+def test_a_network_in_float16_is_held_to_float16s_roundoff():
+    """Its own error is 2¹³ times that of float32 for the same amplification, and explains no more in float64."""
+    values = {"conv_bias": np.full(FILTERS, 1e3), "mean": np.full(FILTERS, 1e3), "beta": np.zeros(FILTERS)}
+    model = Graph(conv_bias=True, values=values, element_type=TensorProto.FLOAT16).model()
+    feeds = {"x": FEEDS["x"].astype(np.float16)}
+    measured = measure(model, fold_unmeasured(model), feeds).report.end_to_end
+    assert measured is not None
+    assert measured.float32_unfolded > 0.01, "the network does not amplify enough to show anything"
+    folded = fold_unmeasured(model)
+    (filters,) = [values for values in folded.exact.values() if values.ndim == 4]
+    filters[2] *= 1 + 1e-9
+    with pytest.raises(NotFoldable, match="at most 1e-10 is rounding"):
+        measure(model, folded, feeds)
+
+
+def test_the_message_names_the_type_that_was_measured():
+    with pytest.raises(NotFoldable, match="float16 is 60% off float64 here"):
+        refuse_wrong("norm", 1e-7, 0.6, np.dtype(np.float16))
 
 
 @pytest.mark.parametrize("float32_error", [1e-7, float("nan"), 0.0])
