@@ -36,13 +36,14 @@ def lift_layers(module: fx.GraphModule) -> None:
 
 
 def free_path(module: nn.Module, wanted: str) -> str:
-    """Return `wanted`, with a number where a submodule is called so."""
-    taken = {path for path, _ in module.named_modules(remove_duplicate=False)}
-    path, count = wanted, 1
-    while path in taken:
+    """Return `wanted`, with a number where its owner has a submodule, a parameter or anything else of that name."""
+    path, _, name = wanted.rpartition(".")
+    owner = module.get_submodule(path)
+    free, count = name, 1
+    while hasattr(owner, free):
         count += 1
-        path = f"{wanted}_{count}"
-    return path
+        free = f"{name}_{count}"
+    return f"{path}.{free}".lstrip(".")
 
 
 def attribute_at(module: Any, path: str) -> Any:

@@ -14,6 +14,7 @@ MAX_POOLS = (nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d)
 ADAPTIVE_MAX_POOLS = (nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d, nn.AdaptiveMaxPool3d)
 ADAPTIVE_POOLS = (nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d)
 AVERAGE_POOLS = (nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d)
+POOLS = (*MAX_POOLS, *ADAPTIVE_MAX_POOLS, *ADAPTIVE_POOLS, *AVERAGE_POOLS)
 REGROUPINGS = (torch.flatten, torch.reshape, torch.squeeze, torch.unsqueeze, "flatten", "reshape", "view", "squeeze")
 
 RuleOfCall = Callable[[fx.Node, Shape | None, Shape | None], Passing | None]  # the node, its input's shape, its own
@@ -45,7 +46,9 @@ def rule_of_call(node: fx.Node, source: Shape | None, target: Shape | None) -> P
 
 
 def _dims(module: Any) -> int:
-    return int(type(module).__name__[-2])
+    """Return over how many axes a pool goes, by torch's own class: a derived one may be called anything."""
+    kind = next(one for one in type(module).__mro__ if one in POOLS)
+    return int(kind.__name__[-2])
 
 
 def _average(

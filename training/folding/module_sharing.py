@@ -32,8 +32,10 @@ def untie(module: fx.GraphModule) -> dict[fx.Node, str]:
 
 
 def share_again(module: fx.GraphModule, named: Mapping[fx.Node, str], changed: Collection[fx.Node]) -> None:
-    """Let the calls that folding left alone name the layer that they named before, unless that one is to change."""
+    """Let the calls that folding left alone name the layer that they named before, or one copy where it changes."""
     taken = {id(module.get_submodule(str(node.target))) for node in changed}
+    copies: dict[int, str] = {}
     for node, name in named.items():
-        if node not in changed and id(module.get_submodule(name)) not in taken:
-            node.target = name
+        layer = id(module.get_submodule(name))
+        if node not in changed:
+            node.target = copies.setdefault(layer, str(node.target)) if layer in taken else name

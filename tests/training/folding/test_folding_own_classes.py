@@ -58,6 +58,23 @@ def test_a_shared_convolution_that_nothing_goes_into_stays_one(alias: bool):
     assert weights_of(folded_and_compared(Shared((False, False), alias=alias).eval())) == 1
 
 
+class CalledThrice(nn.Module):
+    """One convolution called three times, the first time before a BatchNorm."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, 3, 3, padding=1), nn.BatchNorm2d(3)
+
+    def forward(self, images):
+        return self.conv(torch.sigmoid(self.conv(torch.sigmoid(self.norm(self.conv(images))))))
+
+
+def test_the_calls_that_nothing_goes_into_share_one_copy():
+    folded = folded_and_compared(aged(CalledThrice()))
+    assert len(folded.folds) == 1
+    assert weights_of(folded) == 2
+
+
 class SharedByFunction(nn.Module):
     """The convolution's weight is used again, by a function."""
 
@@ -102,6 +119,14 @@ class Upsampling(nn.ConvTranspose2d):
         return functional.conv_transpose2d(images, self.weight, self.bias, self.stride, groups=self.groups)
 
 
+class Pool(nn.MaxPool2d):
+    """A pool whose name says nothing of its axes."""
+
+
+class Pool3x(nn.AvgPool2d):
+    """A pool whose name says something else."""
+
+
 class Standardised(nn.Conv2d):
     """A convolution whose weight is computed: it can take nothing in."""
 
@@ -117,6 +142,31 @@ def test_classes_of_ones_own_fold_like_those_they_derive_from():
     folded = folded_and_compared(aged(model))
     assert [(record.norm, record.into) for record in folded.folds] == [("1", "0.conv2d"), ("3", "2.conv_transpose2d")]
     assert list(batch_norms(folded.module)) == []
+
+
+@pytest.mark.parametrize("kind", [Pool, Pool3x])
+def test_a_pool_of_ones_own_class_is_passed_whatever_it_is_called(kind: type[nn.Module]):
+    model = aged(nn.Sequential(nn.Conv2d(3, 4, 3), kind(2), nn.BatchNorm2d(4)))
+    with torch.no_grad():
+        model[2].weight.abs_()  # max-pooling lets no negative scale pass
+    assert folded_and_compared(model).kept == ()
+
+
+class NamedAsTheCall(nn.Module):
+    """A parameter has the name that tracing gives to the call of a function."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight, self.linear = nn.Parameter(torch.randn(4, 3)), nn.Parameter(torch.randn(5, 4))
+        self.norm = nn.BatchNorm1d(4)
+
+    def forward(self, images):
+        features = self.norm(functional.linear(images.mean((2, 3)), self.weight))
+        return functional.linear(features, self.linear)
+
+
+def test_a_lifted_layer_takes_no_name_that_a_parameter_has():
+    assert len(folded_and_compared(aged(NamedAsTheCall())).folds) == 1
 
 
 def test_a_batchnorm_of_ones_own_class_that_cannot_fold_is_named():
