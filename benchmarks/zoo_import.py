@@ -244,7 +244,7 @@ def by_cost() -> list[tuple[int, Export]]:
 def main() -> int:
     """Write the table; 1 where a network was stopped."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path, help="the page to write")
+    parser.add_argument("--out", type=Path, help="the page to write; needed unless --one or --file is given")
     parser.add_argument("--one", type=int, help="one network by its place in the list, as JSON")
     parser.add_argument("--file", type=Path, help="a file that is there already, as one row")
     parser.add_argument("--mean", type=float, default=0.0, help="of the file, for pixels 0–1 [0]")
@@ -256,6 +256,8 @@ def main() -> int:
         return 0
     if arguments.one is not None:
         return child(arguments.one)
+    if arguments.out is None:
+        parser.error("--out is missing: the page to write")
     rows = []
     seen = set()
     for index, export in by_cost():
