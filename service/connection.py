@@ -93,8 +93,14 @@ class Connection(HttpToolsProtocol):
             self.cycle.keep_alive = False
 
     def _call_when_gone(self, callback: Callable[[], object] | None) -> bool:
-        """Let `callback` be what is called when the caller hangs up; return False where he has done so already."""
+        """Let `callback` be what is called when the caller hangs up; return False where he has done so already.
+
+        uvicorn stops reading at a large body, and would not see him go. Where he has sent more requests they are what
+        stopped it, and it stays so: else he could have any number of them wait here.
+        """
         self._when_gone = callback
+        if callback is not None and not self.pipeline:
+            self.flow.resume_reading()
         return not self._is_lost
 
     def on_body(self, body: bytes) -> None:
