@@ -56,7 +56,7 @@ class Connection(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
-        self._head_is_there()
+        self._stop_waiting()
         self._is_lost = True
         if self._when_gone is not None:
             self._when_gone()
@@ -84,7 +84,7 @@ class Connection(HttpToolsProtocol):
         if self._since > self._host.max_head_bytes:  # or it came in one piece with its body
             self._check_size(len(self.url) + sum(len(name) + len(value) for name, value in self.headers))
         self._since = 0
-        self._head_is_there()
+        self._stop_waiting()
         super().on_headers_complete()
         self.scope[WHEN_GONE] = self._call_when_gone  # type: ignore[literal-required]
         self.scope[ARRIVED] = partial(_arrived, self.cycle)  # type: ignore[literal-required]
@@ -120,7 +120,7 @@ class Connection(HttpToolsProtocol):
     def _wait_for_head(self) -> None:
         self._patience = self.loop.call_later(self._host.head_timeout_s, self._refuse_pace)
 
-    def _head_is_there(self) -> None:
+    def _stop_waiting(self) -> None:
         if self._patience is not None:
             self._patience.cancel()
             self._patience = None
@@ -137,7 +137,10 @@ class Connection(HttpToolsProtocol):
             self.transport.close()  # it never asked
 
     def _refuse(self, why: "_Refused") -> None:
+        if self._is_refused:
+            return
         self._is_refused = True
+        self._stop_waiting()
         if self.cycle is not None and not self.cycle.response_complete:
             self.transport.abort()  # an answer in the middle of another would be read as a part of it
             return

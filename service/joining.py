@@ -31,11 +31,13 @@ class JoinedWrites:
         self._transport.write_eof()
 
     def close(self) -> None:
-        """Send what is held, then close."""
-        self._send()
-        self._transport.close()
+        """Send what is held, then close, whatever becomes of the sending."""
+        try:
+            self._send()
+        finally:
+            self._transport.close()
 
     def _send(self) -> None:
-        if self._held and not self._transport.is_closing():
-            self._transport.write(b"".join(self._held))
-        self._held.clear()
+        held, self._held = self._held, []
+        if held and not self._transport.is_closing():
+            self._transport.write(b"".join(held))

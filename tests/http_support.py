@@ -12,11 +12,11 @@ from service.serving import HttpServer
 
 
 @asynccontextmanager
-async def listening(models, engines: Engines, **options):
-    """Yield an address and the service behind our own HTTP server, on this event loop."""
+async def listening(models, engines: Engines, on_closed=lambda: None, **options):
+    """Yield an address and the service behind our own HTTP server; `on_closed` hears of each connection's end."""
     settings = Settings(models=models, **{"device": "cpu", "lanes": 1, "share_identical": False, **options})
     app = create_app(settings, open_engine=engines)
-    server = HttpServer(app, settings, lambda: None)
+    server = HttpServer(app, settings, on_closed)
     task = asyncio.create_task(server.serve())
     await until(lambda: server.started and app.state.service.is_ready, "ready")
     listener = socket.create_server(("127.0.0.1", 0))

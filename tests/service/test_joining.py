@@ -2,6 +2,8 @@
 
 import asyncio
 
+import pytest
+
 from service.joining import JoinedWrites
 
 
@@ -11,15 +13,19 @@ class Wire:
     def __init__(self) -> None:
         self.sent: list[bytes] = []
         self.is_closed = False
+        self.has_ended = False
 
     def write(self, piece: bytes) -> None:
         assert not self.is_closed
+        if self.has_ended:
+            raise RuntimeError("Cannot call write() after write_eof()")  # as the transports of asyncio do
         self.sent.append(piece)
 
     def close(self) -> None:
         self.is_closed = True
 
     def write_eof(self) -> None:
+        self.has_ended = True
         self.sent.append(b"EOF")
 
     def is_closing(self) -> bool:
@@ -68,6 +74,21 @@ def test_the_end_of_a_direction_comes_after_what_is_held():
         return wire.sent
 
     assert asyncio.run(scenario()) == [b"last", b"EOF"]
+
+
+def test_what_comes_after_the_end_of_a_direction_is_an_error_once_and_the_close_still_closes():
+    async def scenario() -> Wire:
+        wire = Wire()
+        joined = JoinedWrites(wire, asyncio.get_running_loop())
+        joined.write_eof()
+        joined.write(b"too late")
+        with pytest.raises(RuntimeError, match="write_eof"):
+            joined.close()
+        assert wire.is_closed
+        joined.close()
+        return wire
+
+    assert asyncio.run(scenario()).sent == [b"EOF"]
 
 
 def test_what_is_written_to_a_transport_that_was_cut_goes_nowhere():
