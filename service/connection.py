@@ -141,10 +141,13 @@ class Connection(HttpToolsProtocol):
             return
         self._is_refused = True
         self._stop_waiting()
-        if self.cycle is not None and not self.cycle.response_complete:
-            self.transport.abort()  # an answer in the middle of another would be read as a part of it
-            return
         self._host.refused(why.status, why.name)
+        if self.cycle is not None and not self.cycle.response_complete:
+            if self.pipeline or self.cycle.response_started or not self.cycle.more_body:
+                self.transport.abort()  # an answer before or amid another would be read as that one
+                return
+            self.cycle.disconnected = True  # what follows is its answer
+            self.cycle.message_event.set()
         self.transport.write(as_http(why.status, why.name, why.detail))
         self.transport.write_eof()
         self.loop.call_later(LINGER_S, self.transport.close)

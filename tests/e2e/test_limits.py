@@ -1,5 +1,6 @@
 """Heads and connections have limits of their own, and who meets one is told so."""
 
+import contextlib
 import json
 import re
 import socket
@@ -71,12 +72,13 @@ def test_a_kept_connection_is_not_counted_as_one_long_head(strict):
 
 
 def test_trailers_without_an_end_are_cut_off(strict):
-    before = strict.peak_bytes()
+    before, refused = strict.peak_bytes(), counted(strict.url, code="431", reason="head-too-large")
     with connect(strict) as connection:
         connection.sendall(CHUNKED)
-        with pytest.raises(OSError, match=r"reset|pipe"):
+        with contextlib.suppress(OSError):  # it is cut off on the way, or all is thrown away
             connection.sendall(b"x-trailer: " + b"a" * (200 * 2**20))
     assert strict.peak_bytes() - before < 20 * 2**20
+    assert counted(strict.url, code="431", reason="head-too-large") > refused
     assert post(strict.url, IMAGE).status_code == 200
 
 

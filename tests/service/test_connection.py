@@ -3,8 +3,12 @@
 import asyncio
 import logging
 
-from http_support import listening
-from support import Engines
+import pytest
+from http_support import listening, request_of
+from PIL import Image
+from support import Engines, encode, random_pixels
+
+IMAGE = encode(Image.fromarray(random_pixels(1)[0]), "PNG")
 
 
 def test_a_head_that_is_refused_just_before_its_time_is_up_is_refused_once_and_let_go(models, caplog):
@@ -24,3 +28,53 @@ def test_a_head_that_is_refused_just_before_its_time_is_up_is_refused_once_and_l
     assert received.count(b"HTTP/1.1 4") == 1
     assert 'code="408"' not in metrics
     assert not [one for one in caplog.records if one.levelno >= logging.ERROR]
+
+
+CHUNKED = b"POST /predict HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n"
+
+
+async def talk(address, sent: bytes) -> bytes:
+    """Send bytes; return all that comes until the connection ends, nothing where it was reset."""
+    reader, writer = await asyncio.open_connection(*address)
+    writer.write(sent)
+    try:
+        return await asyncio.wait_for(reader.read(), 10)
+    except ConnectionResetError:
+        return b""
+    finally:
+        writer.close()
+
+
+@pytest.mark.parametrize(
+    ("rest", "status", "name"),
+    [
+        (b"this is no length\r\n", 400, "malformed-request"),
+        (b"1\r\nx\r\n0\r\nx-trailer: " + b"a" * 600_000, 431, "head-too-large"),
+    ],
+    ids=["chunk", "trailers"],
+)
+def test_what_is_wrong_within_a_body_is_the_answer_to_its_request_and_is_counted(models, rest, status, name):
+    async def scenario():
+        async with listening(models, Engines(), max_head_bytes=4096) as (address, service):
+            return await talk(address, CHUNKED + rest), service.metrics.exposition().decode()
+
+    received, metrics = asyncio.run(asyncio.wait_for(scenario(), 60))
+
+    assert received.startswith(b"HTTP/1.1 %d" % status)
+    assert received.count(b"content-length") == 1
+    assert name.encode() in received
+    assert f'code="{status}",reason="{name}",route="unmatched"' in metrics
+
+
+def test_what_is_wrong_behind_a_request_is_never_read_as_its_answer_and_is_counted(models):
+    async def scenario():
+        engines = Engines()
+        async with listening(models, engines) as (address, service):
+            engines.opened[0].close_gate()
+            received = await talk(address, request_of(IMAGE) + b"this is no HTTP\r\n\r\n")
+            return received, service.metrics.exposition().decode()
+
+    received, metrics = asyncio.run(asyncio.wait_for(scenario(), 60))
+
+    assert received == b""
+    assert 'code="400",reason="malformed-request",route="unmatched"' in metrics
