@@ -4,6 +4,7 @@ What is no HTTP, a head that is too large and one that does not arrive are answe
 """
 
 import asyncio
+import weakref
 from collections.abc import Callable
 from functools import partial
 from typing import Any, Protocol
@@ -87,7 +88,7 @@ class Connection(HttpToolsProtocol):
         self._stop_waiting()
         super().on_headers_complete()
         self.scope[WHEN_GONE] = self._call_when_gone  # type: ignore[literal-required]
-        self.scope[ARRIVED] = partial(_arrived, self.cycle)  # type: ignore[literal-required]
+        self.scope[ARRIVED] = partial(_arrived, weakref.ref(self.cycle))  # type: ignore[literal-required]
         self._has_asked = True
         if self._host.closes_next():
             self.cycle.keep_alive = False
@@ -153,9 +154,14 @@ class Connection(HttpToolsProtocol):
         self.loop.call_later(LINGER_S, self.transport.close)
 
 
-def _arrived(cycle: RequestResponseCycle) -> bytes | None:
-    """Take the body out where all of it is here: a kept connection would hold it until the next request."""
-    if cycle.more_body or cycle.disconnected:
+def _arrived(reference: "weakref.ref[RequestResponseCycle]") -> bytes | None:
+    """Take the body out where all of it is here: a kept connection would hold it until the next request.
+
+    The cycle lives while its request is served. It holds the scope, and the scope this: without the weak reference the
+    body of a request that never asks for it would stay until the garbage collector runs.
+    """
+    cycle = reference()
+    if cycle is None or cycle.more_body or cycle.disconnected:
         return None
     body, cycle.body = bytes(cycle.body), bytearray()
     return body

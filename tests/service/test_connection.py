@@ -1,12 +1,14 @@
 """One connection: what is refused is refused once and let go, and nothing that was sent is kept for nothing."""
 
 import asyncio
+import gc
 import logging
 
 import pytest
 from http_support import listening, request_of
 from PIL import Image
 from support import Engines, encode, random_pixels
+from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
 IMAGE = encode(Image.fromarray(random_pixels(1)[0]), "PNG")
 
@@ -78,3 +80,25 @@ def test_what_is_wrong_behind_a_request_is_never_read_as_its_answer_and_is_count
 
     assert received == b""
     assert 'code="400",reason="malformed-request",route="unmatched"' in metrics
+
+
+def test_a_body_that_nobody_reads_is_gone_with_its_request(models):
+    request = b"GET /healthz HTTP/1.1\r\nhost: x\r\ncontent-length: 1000\r\n\r\n" + bytes(1000)
+
+    async def scenario():
+        async with listening(models, Engines()) as (address, _):
+            reader, writer = await asyncio.open_connection(*address)
+            gc.collect()
+            gc.disable()
+            for _ in range(5):
+                writer.write(request)
+                head = await reader.readuntil(b"\r\n\r\n")
+                await reader.readexactly(int(head.partition(b"content-length: ")[2].split()[0]))
+            alive = sum(isinstance(one, RequestResponseCycle) for one in gc.get_objects())
+            writer.close()
+            return alive
+
+    try:
+        assert asyncio.run(asyncio.wait_for(scenario(), 60)) <= 1  # the connection's last
+    finally:
+        gc.enable()
