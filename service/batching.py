@@ -147,7 +147,8 @@ class Batcher(Generic[Item, Result]):
         try:
             return await waiter.future
         except asyncio.CancelledError:
-            self._left(pending, "cancelled")
+            if waiter.future.cancelled():  # else its deadline or its answer came first
+                self._left(pending, "cancelled")
             raise
         finally:
             timer.cancel()

@@ -159,6 +159,31 @@ def test_an_item_whose_deadline_has_passed_is_dropped_before_it_costs_a_run():
     assert journal.reasons == ["deadline"]
 
 
+def test_a_caller_who_leaves_as_his_deadline_passes_is_counted_once():
+    model = FakeModel()
+    callers = []
+
+    class Leaving(Journal):
+        def dropped(self, reason):
+            super().dropped(reason)
+            callers[0].cancel()
+
+    journal = Leaving()
+
+    async def scenario():
+        async with batcher_of(model, journal) as batcher:
+            busy = await occupy(batcher, model)
+            for within_s in (0.05, 60):  # they share the item, so that it stays in the queue
+                work = batcher.submit(1, deadline=batcher._clock() + within_s, key="one")
+                callers.append(asyncio.create_task(work))
+            await asyncio.wait(callers[:1])
+            model.gate.set()
+            assert await asyncio.gather(*busy, callers[1]) == [2000, 2]
+
+    asyncio.run(scenario())
+    assert journal.reasons == ["deadline"]
+
+
 def test_a_deadline_that_passes_during_the_run_ends_the_wait():
     model = FakeModel()
     model.gate.clear()
