@@ -118,7 +118,7 @@ class Classifier:
         classify_one = partial(self._classify_one, deadline=deadline, priority=priority, is_replay=is_replay)
         with self._batcher.admit(len(images)):
             if len(images) == 1:  # which is the usual case, and needs no task of its own
-                return [await classify_one(images[0])]
+                return [await classify_one(images[0], is_alone=True)]
             return list(await asyncio.gather(*map(classify_one, images)))
 
     async def answer(self, pixels: Pixels, *, deadline: float, priority: Priority) -> Logits:
@@ -147,12 +147,18 @@ class Classifier:
         return certificate.answer_digest
 
     async def _classify_one(
-        self, image: bytes | Pixels, *, deadline: float, priority: Priority, is_replay: bool
+        self,
+        image: bytes | Pixels,
+        *,
+        deadline: float,
+        priority: Priority,
+        is_replay: bool,
+        is_alone: bool = False,
     ) -> Outcome:
         try:
             shares = self.shares and not is_replay
             started = perf_counter()
-            pixels, digest = await self._pixels(image, deadline, with_digest=shares)
+            pixels, digest = await self._pixels(image, deadline, with_digest=shares, is_alone=is_alone)
             stage("decode", perf_counter() - started)
             logits = self._cached(pixels, digest)
             if logits is None:
@@ -177,11 +183,13 @@ class Classifier:
                 self.on_answer(image, answered)
         return answered
 
-    async def _pixels(self, image: bytes | Pixels, deadline: float, *, with_digest: bool) -> tuple[Pixels, str | None]:
+    async def _pixels(
+        self, image: bytes | Pixels, deadline: float, *, with_digest: bool, is_alone: bool
+    ) -> tuple[Pixels, str | None]:
         if not isinstance(image, bytes):
             return image, pixels_digest(image) if with_digest else None
         work = partial(self._decode, with_digest=with_digest)
-        quick = self._is_small and is_quick(image)
+        quick = is_alone and self._is_small and is_quick(image)  # many in a row would hold the event loop together
         return await self._decoders.decode(work, image, deadline=deadline, observer=self.metrics, is_quick=quick)
 
     def _suspect(self) -> None:

@@ -1,6 +1,7 @@
 """What a request may cost: judged before its body is read, bounded while it arrives, ended with its deadline."""
 
 import asyncio
+import base64
 import threading
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
@@ -93,6 +94,26 @@ def test_a_body_that_is_given_up_makes_room_again(models):
             assert (await client.post("/predict", content=IMAGE)).status_code == 200
 
     asyncio.run(scenario())
+
+
+def test_a_small_image_is_decoded_at_once_only_where_it_is_alone(models):
+    release = threading.Event()
+    quick = encode(Image.fromarray(random_pixels(1)[0]), "PNG")
+    twice = {"images": [base64.b64encode(quick).decode()] * 2}
+
+    async def scenario():
+        async with running(small(models, decode_threads=1, request_timeout_s=1), Engines()) as client:
+            client._transport.app.state.service.classifier()._decoders._threads.submit(release.wait, 30)
+            try:
+                return await client.post("/predict", content=quick), await client.post("/predict", json=twice)
+            finally:
+                release.set()
+
+    alone, several = asyncio.run(scenario())
+
+    assert alone.status_code == 200
+    assert several.status_code != 200
+    assert "deadline" in several.text
 
 
 def test_an_image_that_waits_to_be_decoded_past_its_deadline_is_answered_and_never_decoded(models):

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from support import black_png, encode, photo, png, spec_for
+from support import black_png, encode, photo, png, png_chunk, spec_for
 
 from service.errors import ConfigurationError, InvalidImage, ServiceError, TooLarge, UnsupportedFormat
 from service.preprocessing import QUICK_BYTES, Accepted, decode, is_quick, open_formats
@@ -141,5 +141,19 @@ def test_only_small_files_without_compressed_texts_are_quick():
     assert is_quick(small)
     assert is_quick(encode(photo(), "JPEG"))
     assert not is_quick(small + bytes(QUICK_BYTES))
-    assert not any(is_quick(small + kind + texts) for kind in (b"zTXt", b"iTXt", b"iCCP"))
+    assert not any(is_quick(small + kind + texts) for kind in (b"zTXt", b"iTXt", b"iCCP", b"tEXt", b"eXIf"))
     assert not any(is_quick(FILES[kind]) for kind in ("WEBP", "GIF", "BMP", "TIFF", "AVIF"))
+
+
+@pytest.mark.parametrize("kind", [b"IDAT", b"gAMA", b"prVt"])
+def test_a_small_png_of_many_chunks_is_not_quick(kind):
+    whole = encode(photo(), "PNG")
+    end = whole.index(b"IEND") - 4
+    assert is_quick(whole[:end] + png_chunk(kind, b"") + whole[end:])
+    assert not is_quick(whole[:end] + 100 * png_chunk(kind, b"") + whole[end:])
+
+
+def test_a_small_jpeg_of_many_segments_is_not_quick():
+    whole = encode(photo(), "JPEG")
+    assert is_quick(whole[:2] + b"\xff\xfe\x00\x02" + whole[2:])
+    assert not is_quick(whole[:2] + 100 * b"\xff\xfe\x00\x02" + whole[2:])
