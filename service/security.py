@@ -9,6 +9,7 @@ import logging
 import os
 import re
 import secrets
+import stat
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -78,15 +79,28 @@ def read_keys(path: Path) -> tuple[StoredKey, ...]:
 
 
 def write_keys(path: Path, keys: Iterable[StoredKey]) -> None:
-    """Replace a keys file as a whole, readable by its owner alone."""
+    """Replace a keys file as a whole: a new one readable by its owner alone, one that is there with its mode and owner.
+
+    Raises ConfigurationError when it cannot be written, or not with its owner.
+    """
     part = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
         with os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+            if path.exists():
+                _keep_access(file.fileno(), path.stat())
             file.writelines(f"{key.line()}\n" for key in keys)
         part.replace(path)
     except OSError as error:
         part.unlink(missing_ok=True)
         raise ConfigurationError(f"cannot write {path}: {error.strerror}") from None
+
+
+def _keep_access(descriptor: int, found: os.stat_result) -> None:
+    """Give an open file the owner and mode that another was found with, so that whoever read that one reads this."""
+    own = os.fstat(descriptor)
+    if (own.st_uid, own.st_gid) != (found.st_uid, found.st_gid):
+        os.fchown(descriptor, found.st_uid, found.st_gid)
+    os.fchmod(descriptor, stat.S_IMODE(found.st_mode))
 
 
 class KeyRing:

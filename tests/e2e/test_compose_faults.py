@@ -151,21 +151,32 @@ def test_threads_follow_the_quota_of_the_container(docker, cpu_image):
     assert {threads for _, threads in fingerprint["candidates"]} == {1}
 
 
-def test_keys_in_a_secret_are_asked_for_and_one_that_cannot_be_read_is_told(project, cpu_image, docker, tmp_path):
-    open_to_all(tmp_path)
-    keys = tmp_path / "keys"
-    make = ("run", "--rm", "--user=0", "--entrypoint=foldserve", f"--volume={tmp_path}:/made", cpu_image)
-    made = docker.run(*make, "keys", "add", "camera", "--api-keys-file", "/made/keys").splitlines()
-    (key,) = (line for line in made if " " not in line)
-    keys.chmod(0o600)
-    guarded = project("keys", "deploy/compose.keys.yml", PUBLISH="127.0.0.1:0", API_KEYS_FILE=str(keys))
+def test_keys_are_asked_for_a_revoked_one_opens_nothing_and_a_file_that_cannot_be_read_is_told(
+    project, cpu_image, docker, tmp_path
+):
+    folder = tmp_path / "keys"
+    folder.mkdir()
+    open_to_all(folder)
+    make = ("run", "--rm", "--user=0", "--entrypoint=foldserve", f"--volume={folder}:/made", cpu_image, "keys")
+    old = made_key(docker.run(*make, "add", "camera", "--api-keys-file", "/made/api_keys"))
+    guarded = project("keys", "deploy/compose.keys.yml", PUBLISH="127.0.0.1:0", API_KEYS_FOLDER=str(folder))
     status, said = rehearse(guarded)
     assert status == 2
-    assert "/run/secrets/api_keys" in said
+    assert "/keys/api_keys" in said
     assert "Permission denied" in said
 
-    keys.chmod(0o644)
+    (folder / "api_keys").chmod(0o644)
     guarded.run("up", "--detach", "--wait")
     seven = (ROOT / "docs" / "seven.png").read_bytes()
     assert guarded.send(seven).status_code == 401
-    assert guarded.send(seven, authorization=f"Bearer {key}").status_code == 200
+    assert guarded.send(seven, authorization=f"Bearer {old}").status_code == 200
+
+    new = made_key(docker.run(*make, "add", "camera-2", "--api-keys-file", "/made/api_keys"))
+    docker.run(*make, "remove", "camera", "--api-keys-file", "/made/api_keys")
+    assert guarded.send(seven, authorization=f"Bearer {new}").status_code == 200
+    assert guarded.send(seven, authorization=f"Bearer {old}").status_code == 401
+
+
+def made_key(said: str) -> str:
+    (key,) = (line for line in said.splitlines() if line.startswith("fsk_"))
+    return key

@@ -1,8 +1,11 @@
 """API keys: hashed at rest, two roles, changed without a restart, and asked for before anything else happens."""
 
 import asyncio
+import os
+from pathlib import Path
 
 import pytest
+import yaml
 from fastapi import FastAPI
 from hypothesis import given
 from hypothesis import strategies as st
@@ -15,6 +18,7 @@ from service.errors import ConfigurationError, NotAuthenticated, NotPermitted
 from service.routes.access import require_admin
 from service.security import KeyRing, make_key, parse_keys, read_keys, write_keys
 
+ROOT = Path(__file__).parents[2]
 IMAGE = encode(Image.fromarray(random_pixels(1)[0]), "PNG")
 
 
@@ -189,6 +193,45 @@ def test_keys_change_without_a_restart(keys):
     ring.check("predict", clear["bob"])
     with pytest.raises(NotAuthenticated):
         ring.check("predict", clear["ann"])
+
+
+def test_a_key_that_is_removed_opens_nothing_where_the_folder_is_mounted(keys):
+    path, clear = keys
+    folder = os.open(path.parent, os.O_PATH | os.O_DIRECTORY)  # holds the folder as a mount does: by its inode
+    try:
+        ring = KeyRing(Path(f"/proc/self/fd/{folder}/{path.name}"))
+        ring.check("predict", clear["ann"])
+
+        write_keys(path, [one for one in read_keys(path) if one.name != "ann"])
+
+        with pytest.raises(NotAuthenticated):
+            ring.check("predict", clear["ann"])
+    finally:
+        os.close(folder)
+
+
+def test_compose_mounts_the_folder_of_the_keys_and_not_the_file_which_is_replaced_as_a_whole():
+    service = yaml.safe_load((ROOT / "deploy" / "compose.keys.yml").read_text())["services"]["foldserve"]
+    (mount,) = service["volumes"]
+
+    assert "secrets" not in service
+    assert mount["read_only"]
+    assert Path(service["environment"]["FOLDSERVE_API_KEYS_FILE"]).parent == Path(mount["target"])
+
+
+@pytest.mark.parametrize("mode", [0o644, 0o640, 0o600])
+def test_a_changed_file_keeps_its_mode_and_owner_for_who_could_read_it_to_read_it_still(keys, mode):
+    path, _ = keys
+    path.chmod(mode)
+    if os.getuid() == 0:  # nobody else may give a file away
+        os.chown(path, 10001, 10002)
+    before = path.stat()
+
+    write_keys(path, read_keys(path)[1:])
+
+    after = path.stat()
+    assert (after.st_mode, after.st_uid, after.st_gid) == (before.st_mode, before.st_uid, before.st_gid)
+    assert after.st_ino != before.st_ino
 
 
 def test_a_file_that_breaks_leaves_the_old_keys_and_says_so(keys, caplog):
