@@ -13,10 +13,9 @@ from collections import deque
 from collections.abc import AsyncIterator, Sequence
 from typing import Any, Literal
 
-from service.cgroup import ControlGroup
 from service.config import environment_with
-from service.memory import cause_of_kill
 from service.workers.channel import Channel, Message, hand_over
+from service.workers.kills import Kills
 
 PROGRAM = (sys.executable, "-m", "service.workers.worker")
 
@@ -31,7 +30,9 @@ class WorkerGone(Exception):
 class Handle:
     """A worker process. `ended` is set once it has."""
 
-    def __init__(self, number: int, process: subprocess.Popen[bytes], channel: Channel, handoff: socket.socket) -> None:
+    def __init__(
+        self, number: int, process: subprocess.Popen[bytes], channel: Channel, handoff: socket.socket, kills: Kills
+    ) -> None:
         self.number = number
         self.process = process
         self.channel = channel
@@ -41,8 +42,9 @@ class Handle:
         self.knows = 0  # so many kept orders
         self.open_connections = 0
         self.heard_at = time.monotonic()
-        self._kills_before = ControlGroup().out_of_memory_kills()
-        self._cause = ""  # of a kill
+        self._kills = kills
+        self._cause = ""  # of a kill that was not ours
+        self._is_killed_here = False
         self.ended = asyncio.Event()
         self._handoff = handoff
         self._handed: deque[socket.socket] = deque()  # not yet taken; kept, for a worker may die before it takes them
@@ -52,7 +54,7 @@ class Handle:
         asyncio.get_running_loop().add_reader(self._pidfd, self._reap)
 
     @classmethod
-    async def start(cls, number: int, metrics: str, program: Sequence[str] = PROGRAM) -> "Handle":
+    async def start(cls, number: int, metrics: str, kills: Kills, program: Sequence[str] = PROGRAM) -> "Handle":
         """Start a worker; `metrics` is the folder where the workers keep their counters."""
         control, its_control = socket.socketpair()
         handoff, its_handoff = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -60,10 +62,11 @@ class Handle:
         process = subprocess.Popen(  # noqa: S603, ASYNC220 - starting a process takes a millisecond
             [*program, *map(str, its)], pass_fds=its, env=environment_with(PROMETHEUS_MULTIPROC_DIR=metrics)
         )
+        kills.started(process)
         its_control.close()
         its_handoff.close()
         handoff.setblocking(False)
-        return cls(number, process, await Channel.over(control), handoff)
+        return cls(number, process, await Channel.over(control), handoff, kills)
 
     def has_room(self, most: int) -> bool:
         """True while the worker can take one more of `most` connections, and is not behind in taking them."""
@@ -121,6 +124,7 @@ class Handle:
 
     def kill(self) -> None:
         """End it at once."""
+        self._is_killed_here |= self.process.poll() is None
         with contextlib.suppress(ProcessLookupError):
             self.process.send_signal(signal.SIGKILL)
 
@@ -139,7 +143,8 @@ class Handle:
         asyncio.get_running_loop().remove_reader(self._pidfd)
         os.close(self._pidfd)
         self.process.wait()
-        self._cause = cause_of_kill(self._kills_before, ControlGroup().out_of_memory_kills())
+        cause = self._kills.cause(self.process)
+        self._cause = "" if self._is_killed_here else cause
         self.state = "ended"
         self._handoff.close()
         self.channel.close()

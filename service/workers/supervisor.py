@@ -29,6 +29,7 @@ from service.memory import check_after_loading
 from service.problems import NO_ROOM
 from service.workers.channel import Message
 from service.workers.handle import PROGRAM, Handle
+from service.workers.kills import Kills
 from service.workers.orders import Orders
 
 PING_EVERY_S = 1.0
@@ -73,6 +74,7 @@ class Supervisor:
         self._most = connections_possible(settings.max_connections)
         self._workers: dict[int, Handle] = {}
         self._orders = Orders(self._workers)
+        self._kills = Kills(ControlGroup())
         self._deaths: deque[float] = deque(maxlen=DEATHS)
         self._was_ready = False
         self._is_ending = False
@@ -113,7 +115,7 @@ class Supervisor:
             wait_s = min(2 * wait_s, LONGEST_WAIT_S)
 
     async def _start(self, number: int) -> Handle:
-        worker = self._workers[number] = await Handle.start(number, self._folder, self._program)
+        worker = self._workers[number] = await Handle.start(number, self._folder, self._kills, self._program)
         orders, worker.knows = self._orders.since()
         worker.channel.send(
             "start",
