@@ -157,10 +157,15 @@ class Supervisor:
                 case "closed":
                     worker.open_connections -= message["count"]
                 case "call":
-                    self._spawn(self._orders.carry_out(worker, message))
+                    self._spawn(self._carry_out(worker, message))
             if message["kind"] == "leaving":
                 self._tell_view()
             self._accept_more()
+
+    async def _carry_out(self, worker: Handle, call: Message) -> None:
+        await self._orders.carry_out(worker, call)
+        if call["name"] == "load":  # by now all have done so, and what is in use has grown
+            check_after_loading(self._settings, ControlGroup())
 
     def _admitted(self, worker: Handle, loaded: list[Message]) -> None:
         if len(self._workers) < self._settings.workers:  # the first is ready: now the others

@@ -2,12 +2,11 @@
 
 import resource
 import socket
-import time
 from pathlib import Path
 
 import httpx
 import pytest
-from e2e_support import DEMO, IMAGE, PLAIN, counted, post, wait_for, workers_of
+from e2e_support import DEMO, IMAGE, PLAIN, add_key, counted, post, wait_for, workers_of
 
 pytestmark = pytest.mark.e2e
 
@@ -23,7 +22,7 @@ def test_a_process_out_of_descriptors_answers_again_once_it_has_some(start, work
             resource.prlimit(pid, resource.RLIMIT_NOFILE, (used + 3, limits[pid][1]))
         address = httpx.URL(server.url)
         idle = [socket.create_connection((address.host, address.port)) for _ in range(40)]
-        time.sleep(0.3)  # what must not happen has no event to wait for
+        wait_for(lambda: "no connection can be accepted" in server.said(), "the descriptors have run out")
         assert server.process.poll() is None
         for connection in idle:
             connection.close()
@@ -48,6 +47,32 @@ def test_a_full_disk_for_the_state_costs_the_certificate_its_place_and_nothing_e
     assert post(server.url, IMAGE).headers["foldserve-certificate"] != "none"
     assert "could not be kept" in server.said()
     assert server.said().count("probing mnist: all at once") == 1, "the second worker took it over from the first"
+
+
+# A machine whose memory limit leaves nothing for requests; no test can set a real one.
+SCANT = """
+import sys
+from service.cgroup import ControlGroup, Memory
+ControlGroup.memory = lambda self: Memory(limit=300 * 2**20, used=90 * 2**20)
+from foldserve.cli import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_a_memory_limit_that_requests_could_break_is_told_once_ready_and_after_each_load(start, tmp_path, workers):
+    key = add_key(tmp_path / "keys")
+    flags = (*PLAIN[:2], "--grace-s", "0", "--workers", workers, "--api-keys-file", str(tmp_path / "keys"))
+    server = start(*flags, "--public-predict", program=("-c", SCANT))
+
+    def is_told(times: int) -> None:
+        told = "the memory limit of 300 MiB is low"
+        wait_for(lambda: server.said().count(told) == times, f"it is told {times} times")
+
+    is_told(1)
+    answer = httpx.post(f"{server.url}/v2/repository/models/mnist/load", headers={"x-api-key": key}, timeout=60)
+    assert answer.status_code == 200
+    is_told(2)
 
 
 # Python's wall clock jumps by hours, back and forth, from call to call; the kernel's cannot be moved by a test.
