@@ -57,7 +57,7 @@ def test_smaller_limits_on_requests_need_less_memory():
     assert problem_after_loading(small, Memory(110 * MIB, 90 * MIB)) is None
 
 
-def test_each_worker_may_hold_one_whole_request(caplog):
+def test_each_worker_may_hold_one_whole_request():
     settings = Settings(workers=20)  # 20 × 20 MiB of bodies and 20 × 50 million pixels, more than the totals
 
     assert problem_after_loading(settings, Memory(REQUESTS + 500 * MIB, 500 * MIB)) is not None
