@@ -43,7 +43,6 @@ QUICK_PIXELS = 64 * 64
 QUICK_STARTS = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff")  # PNG and JPEG, whose decoders take no longer than this
 SLOW_CHUNKS = (b"zTXt", b"iTXt", b"iCCP", b"tEXt", b"eXIf", b"Exif")  # 4 KiB of compressed text take 9 ms
 QUICK_PARTS = 24  # a PNG's chunks, a JPEG's markers: each costs Pillow a turn, and 4 KiB have room for hundreds
-JPEG_MARKER = re.compile(rb"\xff[^\x00\xff]")
 SIXTEEN_BIT_MODES = frozenset({"I", "I;16", "I;16L", "I;16B", "I;16N"})
 
 
@@ -137,13 +136,11 @@ def is_quick(encoded: bytes) -> bool:
 
 def _has_few_parts(encoded: bytes) -> bool:
     if not encoded.startswith(QUICK_STARTS[0]):
-        return len(JPEG_MARKER.findall(encoded)) <= QUICK_PARTS
+        return len(re.findall(rb"\xff[^\x00\xff]", encoded)) <= QUICK_PARTS
     at = len(QUICK_STARTS[0])
     for _ in range(QUICK_PARTS):
         at += 12 + int.from_bytes(encoded[at : at + 4])  # length, kind, data, checksum (W3C PNG, section 5.3)
-        if at >= len(encoded):
-            return True
-    return False
+    return at >= len(encoded)
 
 
 def decode(encoded: bytes, spec: Preprocessing, accepted: Accepted = Accepted(), hold: Hold = hold_nothing) -> Pixels:
@@ -166,9 +163,7 @@ def _decoded(image: Image.Image, spec: Preprocessing) -> Pixels:
         raise
     except Warning as warning:
         raise _doubtful(warning) from warning
-    except (
-        Exception
-    ) as error:  # Pillow's decoders raise whatever their libraries do: OSError, SyntaxError, struct.error
+    except Exception as error:  # Pillow's decoders raise what their libraries do: OSError, SyntaxError, struct.error
         raise InvalidImage(f"the {image.format} image cannot be decoded: {error}") from error
 
 

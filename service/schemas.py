@@ -30,7 +30,7 @@ def schema_of(model: type[BaseModel]) -> dict[str, Any]:
 class PredictQuery(BaseModel):
     """Query parameters of /predict; an unknown one is an error, not a surprise."""
 
-    model_config = ConfigDict(extra="forbid", protected_namespaces=())
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
 
     model: str | None = Field(None, description="which model; needed only where several are served")
     version: int | None = Field(None, ge=1, description="which version, of those that are loaded")

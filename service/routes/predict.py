@@ -36,7 +36,7 @@ REQUEST_BODY = {
 }
 
 
-encode_json = json.JSONEncoder(ensure_ascii=False).encode  # json.dumps would make an encoder for each answer
+_ENCODER = json.JSONEncoder(ensure_ascii=False)  # json.dumps would make an encoder for each answer
 EXTRA = {"requestBody": REQUEST_BODY, "parameters": HEADERS}
 
 
@@ -62,7 +62,7 @@ async def predict(request: Request, query: Annotated[PredictQuery, Query()], ser
     names = [upload.filename for upload in uploads]
     receipt = partial(classifier.receipt, key=service.receipt_key) if query.receipt else None
     body = predict_body(classifier.model, names, outcomes, k=query.top_k, with_logits=query.logits, receipt=receipt)
-    content = encode_json(body).encode()
+    content = _ENCODER.encode(body).encode()
     headers = {"etag": _checked_tag(content, request)} if is_whole and classifier.shares else {}
     _observe(classifier, "encode", started)
     return Response(content, headers=headers, media_type="application/json")

@@ -22,6 +22,7 @@ from service.schemas import PredictQuery
 PATH: Final = "/predict"
 METHODS = frozenset({"POST", "PUT"})
 QUERIES_KEPT = 256
+QUERY_BYTES = 200  # a longer one goes the long way: 256 as large as a head may be would hold 8 MiB
 
 Answer = Callable[[Request, Exception], Awaitable[Response]]
 
@@ -38,7 +39,7 @@ def is_short(scope: Scope) -> bool:
     """True for a call of /predict that needs nothing of FastAPI."""
     if scope["type"] != "http" or scope["path"] != PATH or scope["method"] not in METHODS:
         return False
-    return query_of(scope["query_string"]) is not None
+    return len(scope["query_string"]) <= QUERY_BYTES and query_of(scope["query_string"]) is not None
 
 
 @lru_cache(QUERIES_KEPT)

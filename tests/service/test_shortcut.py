@@ -37,6 +37,11 @@ def test_a_query_that_needs_an_explanation_goes_the_long_way_and_gets_it(ask, qu
     assert_problem(ask("POST", "/predict?topk=2", content=FILES[0]), 400, "malformed-request")
 
 
+def test_a_long_query_goes_the_long_way_and_is_not_kept():
+    assert is_short(scope_of("model=" + "a" * 190))
+    assert not is_short(scope_of("model=" + "a" * 300))
+
+
 def test_other_methods_and_paths_go_the_long_way(ask):
     assert not is_short(scope_of("", method="GET"))
     assert not is_short(scope_of("", path="/verify"))
