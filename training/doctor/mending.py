@@ -37,7 +37,8 @@ from training.importing.preprocessing import Wishes, choose
 from training.importing.rewrite import copy_of, open_batch, with_output_shapes
 
 FEW = 64  # images; below, all gather and all judge
-WORSE = 0.02  # of accuracy that new statistics may cost: one image in fifty
+WORSE = 0.02  # of accuracy that new statistics may cost: one image in fifty, and
+BY_CHANCE = 3  # images in any case, for two networks that are equally good differ in a few
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,6 +124,11 @@ def _halves(count: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     return (everything, everything) if count < FEW else (everything[::2], everything[1::2])
 
 
+def is_worse(before: float, after: float, images: int) -> bool:
+    """True where accuracy fell, over so many images, by more than is given away."""
+    return round((before - after) * images) > max(BY_CHANCE, WORSE * images)
+
+
 def _compared(
     before: onnx.ModelProto,
     after: onnx.ModelProto,
@@ -133,7 +139,7 @@ def _compared(
     """Return accuracy before and after in one line. Raises FileRefused where the new statistics are worse."""
     old, new = (accuracy(model, inputs, targets) for model in (before, after))
     seen = f"accuracy on {len(targets)} {whose} images: {old:.1%} before, {new:.1%} after"
-    if new < old - WORSE:
+    if is_worse(old, new, len(targets)):
         raise FileRefused(f"{seen}; nothing was written: check the preprocessing, and that the images are the model's")
     return seen
 

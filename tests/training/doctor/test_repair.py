@@ -16,6 +16,7 @@ from training_support import QUICK
 from foldserve.cli import main
 from training.checkpoint import Facts, save_checkpoint
 from training.doctor.examine import inspect
+from training.doctor.mending import is_worse
 from training.doctor.read import read_subject
 
 UPDATES = 15  # 0.9^15 = 21 % of the start is left
@@ -203,6 +204,13 @@ def test_statistics_that_label_worse_are_not_written(tmp_path: Path, learnt, cap
     assert main(arguments) == 1
     assert "nothing was written" in capsys.readouterr().err
     assert not worse.exists()
+
+
+@pytest.mark.parametrize(
+    ("lost", "images", "is_refused"), [(3, 32, False), (4, 32, True), (20, 1000, False), (21, 1000, True)]
+)
+def test_new_statistics_may_cost_three_images_or_one_in_fifty(lost: int, images: int, is_refused: bool):
+    assert is_worse(0.9, 0.9 - lost / images, images) == is_refused
 
 
 def test_a_network_tells_the_momentum_that_an_exact_repair_needs(tmp_path: Path, cold):
