@@ -6,9 +6,11 @@ import re
 import pytest
 from http_support import listening, request_of
 from PIL import Image
-from support import Engines, assert_problem, encode, random_pixels, until
+from support import Engines, assert_problem, encode, random_pixels, serving, until
 
+from service.config import Settings
 from service.routes.shortcut import is_short
+from service.security import make_key, write_keys
 
 FILES = [encode(Image.fromarray(one), "PNG") for one in random_pixels(4, seed=61)]
 ITS_OWN = {"x-request-id", "date"}
@@ -30,11 +32,56 @@ def test_both_ways_give_one_answer(ask, query, content):
     assert {**short.headers, **dict.fromkeys(ITS_OWN)} == {**long.headers, **dict.fromkeys(ITS_OWN)}
 
 
-@pytest.mark.parametrize("query", ["topk=2", "top_k=many", "top_k=1&top_k=2", "version=", "logits=%ff"])
-def test_a_query_that_needs_an_explanation_goes_the_long_way_and_gets_it(ask, query):
+@pytest.mark.parametrize(
+    ("query", "explanation"),
+    [
+        ("topk=2", "query parameter topk: it is not known here (did you mean top_k?)"),
+        ("top_k=many", "query parameter top_k: Input should be a valid integer"),
+        ("top_k=0", "query parameter top_k: Input should be greater than or equal to 1"),
+        ("version=", "query parameter version: Input should be a valid integer"),
+        ("logits=%ff", "query parameter logits: Input should be a valid boolean"),
+    ],
+)
+def test_a_query_that_needs_an_explanation_goes_the_long_way_and_gets_it(ask, query, explanation):
     assert not is_short(scope_of(query))
-    assert ask("POST", f"/predict?{query}", content=FILES[0]).status_code in {200, 400}
-    assert_problem(ask("POST", "/predict?topk=2", content=FILES[0]), 400, "malformed-request")
+    answer = ask("POST", f"/predict?{query}", content=FILES[0])
+    assert assert_problem(answer, 400, "malformed-request")["detail"].startswith(explanation)
+
+
+def test_a_parameter_given_twice_goes_the_long_way_where_the_last_one_counts(ask):
+    assert not is_short(scope_of("top_k=1&top_k=2"))
+    assert len(ask("POST", "/predict?top_k=1&top_k=2", content=FILES[0]).json()["predictions"][0]["top"]) == 2
+
+
+@pytest.mark.parametrize(("key", "status"), [("none", 401), ("wrong", 401), ("right", 200)])
+def test_keys_origins_and_request_ids_mean_the_same_on_both_ways(models, tmp_path, key, status):
+    right, stored = make_key("predict", "ann")
+    write_keys(tmp_path / "keys", [stored])
+    given = {
+        "none": {},
+        "wrong": {"authorization": f"Bearer {right[:-1]}"},
+        "right": {"authorization": f"Bearer {right}"},
+    }
+    headers = {"origin": "https://other.example", "x-request-id": "mine", **given[key]}
+    settings = Settings(models=models, device="cpu", api_keys_file=tmp_path / "keys", cors_origins=headers["origin"])
+    with serving(settings) as asked:
+        short, long = (asked("POST", f"/predict{end}", content=FILES[0], headers=headers) for end in ("", "?&"))
+
+    assert short.status_code == status
+    assert (long.status_code, long.content) == (short.status_code, short.content)
+    assert {**short.headers, "date": ""} == {**long.headers, "date": ""}
+    assert short.headers["x-request-id"] == headers["x-request-id"]
+    assert short.headers["access-control-allow-origin"] == headers["origin"]
+
+
+def test_an_engine_that_fails_is_one_500_on_both_ways(models):
+    engines = Engines()
+    with serving(Settings(models=models, device="cpu", spot_check_share=0), engines) as asked:
+        engines.opened[0].twist = lambda images, logits: logits * float("nan")
+        short, long = (asked("POST", f"/predict{end}", content=FILES[0]) for end in ("", "?&"))
+
+    assert short.status_code == 500
+    assert (long.status_code, long.content) == (short.status_code, short.content)
 
 
 def test_a_long_query_goes_the_long_way_and_is_not_kept():
