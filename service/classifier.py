@@ -41,6 +41,15 @@ class Answered:
 Outcome = Answered | ServiceError
 
 
+def without_frames(error: ServiceError) -> ServiceError:
+    """Return the error without what led to it: its frames hold images, and a cycle of them only the collector ends."""
+    cause: BaseException | None = error
+    while cause is not None:
+        cause.__traceback__ = None
+        cause = cause.__context__
+    return error
+
+
 class Classifier:
     """One model with its queue. `cache` None: no run is shared, and no answer kept."""
 
@@ -172,7 +181,7 @@ class Classifier:
             self._suspect()
             return error
         except ServiceError as error:
-            return error
+            return without_frames(error)
         except Exception:  # a lone surprise must neither fail its neighbours nor outlive their admission
             logger.exception("an image failed in a way that nobody foresaw")
             return InferenceFailed("the service failed on this image; its log says why")

@@ -94,7 +94,7 @@ def test_a_body_that_nobody_reads_is_gone_with_its_request(models):
                 writer.write(request)
                 head = await reader.readuntil(b"\r\n\r\n")
                 await reader.readexactly(int(head.partition(b"content-length: ")[2].split()[0]))
-            alive = sum(isinstance(one, RequestResponseCycle) for one in gc.get_objects())
+            alive = sum(type(one) is RequestResponseCycle for one in gc.get_objects())
             writer.close()
             return alive
 
