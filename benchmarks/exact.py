@@ -196,7 +196,7 @@ def _timed_conversion(name: str, source: FloatModel) -> tuple[Converted, Making]
     converted = profile.runcall(convert, source.model, Material(source.images))
     seconds, cpu_seconds = time.monotonic() - started, time.process_time() - cpu_started
     torch.set_num_threads(1)
-    stats = pstats.Stats(profile).stats  # type: ignore[attr-defined]  # (file, line, function) → (…, …, …, cumulative)
+    stats = pstats.Stats(profile).stats  # type: ignore[attr-defined]  # typeshed lacks it: place → (…, cumulative, …)
     split = {place[2]: round(numbers[3], 1) for place, numbers in stats.items() if place[2] in CONVERSION}
     content = converted.model.SerializeToString()
     started = time.monotonic()

@@ -70,7 +70,7 @@ def fold_warmed(network: nn.Module, images: Pixels) -> FloatModel:
 
 
 def warm(network: nn.Module, standardised: torch.Tensor) -> None:
-    norms = [one for one in network.modules() if isinstance(one, nn.modules.batchnorm._BatchNorm)]  # noqa: SLF001
+    norms = [one for one in network.modules() if isinstance(one, nn.modules.batchnorm._BatchNorm)]  # noqa: SLF001 - no public base
     for norm in norms:
         norm.momentum = None  # a plain mean over all batches
         norm.reset_running_stats()

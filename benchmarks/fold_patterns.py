@@ -5,6 +5,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from onnx import ModelProto, helper
@@ -22,9 +23,9 @@ class Pattern:
     seen: str = ""
 
 
-def _after(kind: str = "Conv", **options: object) -> ModelProto:
-    s = Sketch(size=options.pop("size", (8, 8)))  # type: ignore[arg-type]
-    x = s.conv("images", transposed=kind == "ConvTranspose", **options)  # type: ignore[arg-type]
+def _after(kind: str = "Conv", **options: Any) -> ModelProto:
+    s = Sketch(size=options.pop("size", (8, 8)))
+    x = s.conv("images", transposed=kind == "ConvTranspose", **options)
     return s.model(s.node("Relu", s.norm(x)))
 
 

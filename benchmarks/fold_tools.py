@@ -136,7 +136,7 @@ def through_torch(model: ModelProto, images: np.ndarray) -> tuple[list[np.ndarra
         found = [one.numpy() for one in fused(torch.from_numpy(images))]
     wanted = run(model, images)
     assert all(np.allclose(one, two, atol=1e-3, rtol=1e-2) for one, two in zip(plain, wanted, strict=True))
-    left = {type(one).__name__ for one in fused.modules() if isinstance(one, nn.modules.batchnorm._BatchNorm)}  # noqa: SLF001
+    left = {type(one).__name__ for one in fused.modules() if isinstance(one, nn.modules.batchnorm._BatchNorm)}  # noqa: SLF001 - no public base
     left |= {str(node.target) for node in fused.graph.nodes if node.op == "call_function" and "mul" in str(node.target)}
     return found, left
 

@@ -114,7 +114,7 @@ def fresh(config: TrainConfig, size: int, channels: int, device: torch.device) -
     torch.manual_seed(0)
     network = build(config.architecture, channels=channels, classes=10, size=size, bn_momentum=config.bn_momentum)
     model = nn.Sequential(Normalize((0.5,) * channels, (0.25,) * channels), network)
-    return model.to(device, torch.float32, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
+    return model.to(device, torch.float32, memory_format=torch.channels_last).train()  # type: ignore[call-overload]  # torch types no call of both
 
 
 def our_loop(config: TrainConfig, data: Batches, size: int, channels: int) -> Callable[[], None]:

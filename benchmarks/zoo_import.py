@@ -156,7 +156,7 @@ def served(models: Path, encoded: bytes, expected: int) -> str:
     with TestClient(create_app(Settings(models=models, device="cpu", max_batch_size=MOST_TOGETHER))) as client:
         ends = time.monotonic() + 300
         while client.get("/readyz").status_code != 200 and time.monotonic() < ends:
-            time.sleep(0.2)
+            time.sleep(0.2)  # between two looks
         answer = client.post("/predict", content=encoded, headers={"content-type": "image/png"})
     if answer.status_code != 200:
         return f"refused: {answer.json().get('detail', answer.status_code)}"

@@ -64,8 +64,8 @@ def _explain_missing(error: ModuleNotFoundError) -> int:
 
 def _flags_of(parser: argparse.ArgumentParser) -> set[str]:
     flags = set(parser._option_string_actions)  # noqa: SLF001 - argparse has no public list of its flags
-    for action in parser._actions:  # noqa: SLF001
-        if isinstance(action, argparse._SubParsersAction):  # noqa: SLF001
+    for action in parser._actions:  # noqa: SLF001 - nor of its subcommands
+        if isinstance(action, argparse._SubParsersAction):  # noqa: SLF001 - their only type
             for child in action.choices.values():
                 flags |= _flags_of(child)
     return flags

@@ -128,7 +128,7 @@ class Client(_Asking):
         step = _Step(conversation)
         while not step.is_over:
             if isinstance(step.wanted, float):
-                time.sleep(step.wanted)
+                time.sleep(step.wanted)  # what Retry-After or the backoff asks
                 step.go_on(None)
             else:
                 with step.catching():

@@ -38,9 +38,9 @@ def crowd(server: Server) -> Crowd:
     head = f"X-Request-Timeout-Ms: {PATIENCE_MS}\r\n"
     with ThreadPoolExecutor(CROWD) as pool:
         waited = list(pool.map(lambda _: _ask_once(server, head), range(CROWD)))
-    time.sleep(1)
+    time.sleep(1)  # what the first crowd left behind is not the second one's
     gone = [_send(server, "") for _ in range(CROWD)]
-    time.sleep(LEAVE_AFTER_S)
+    time.sleep(LEAVE_AFTER_S)  # the patience of those who leave
     for connection in gone:
         connection.close()
     rows, started = _rows(server), time.monotonic()

@@ -196,8 +196,8 @@ def _await_answer(process: "subprocess.Popen[bytes]", port: int, request: Reques
     deadline = time.monotonic() + START_TIMEOUT_S
     while post(port, request) != 200:
         if process.poll() is not None or time.monotonic() > deadline:
-            raise RuntimeError(f"no answer from {' '.join(process.args)}: {log.read_text()[-2000:]}")  # type: ignore[arg-type]
-        time.sleep(0.1)
+            raise RuntimeError(f"no answer from {' '.join(process.args)}: {log.read_text()[-2000:]}")  # type: ignore[arg-type]  # a list of strings here
+        time.sleep(0.1)  # a peer tells nobody that it is ready
 
 
 def _end(process: "subprocess.Popen[bytes]") -> None:
