@@ -14,7 +14,6 @@ from fastapi_offline import FastAPIOffline
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
-from starlette.middleware.errors import ServerErrorMiddleware
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from service import problems
@@ -38,12 +37,11 @@ from service.routes import (
     v2,
     verify,
 )
-from service.routes.shortcut import is_short, shortcut
+from service.routes.shortcut import Shortcut
 from service.schemas import Problem
 from service.security import KeyRing
 from service.tracing import Tracing, open_tracing
 
-LINGER_S = 1.0  # how long a refused body is read and thrown away, so that its sender gets to read the answer
 DESCRIPTION = "Image classification whose answers do not depend on what else is in the batch."
 CORS: dict[str, Any] = {
     "allow_methods": ["GET", "POST", "PUT"],
@@ -81,8 +79,7 @@ def create_app(
     app.state.service = service
     app.state.tracing = tracing or open_tracing(settings.otlp_endpoint)
     app.state.keys = KeyRing(settings.api_keys_file, public_predict=settings.public_predict)
-    layers = _layers(settings, metrics, app.state.tracing)
-    app.user_middleware.extend(layers)
+    app.user_middleware.extend(_layers(settings, metrics, app.state.tracing))
     routers = (one.router for one in (predict, verify, models, repository, operations, page, extensions, v2))
     for router in (*routers, v2.keyed):
         app.include_router(router)
@@ -91,27 +88,18 @@ def create_app(
     app.add_exception_handler(RequestValidationError, _answer_wrong_parameter)
     app.add_exception_handler(HTTPException, _answer_http_error)
     app.add_exception_handler(Exception, _answer_surprise)
-    app.middleware_stack = _with_shortcut(app, layers)
     return app
 
 
 def entry_of(app: FastAPI) -> ASGIApp:
     """Return what a server calls: `app` without what FastAPI asks of the environment at each request."""
-    assert app.middleware_stack is not None
-    return app.middleware_stack
+    stack = app.build_middleware_stack()
 
-
-def _with_shortcut(app: FastAPI, layers: list[Middleware]) -> ASGIApp:
-    """Return what serves short calls by the shortcut, inside the same layers, and all others by FastAPI's own stack."""
-    long, short = app.build_middleware_stack(), shortcut(_answer_service_error)
-    for layer in reversed([Middleware(ServerErrorMiddleware, handler=_answer_surprise), *layers]):
-        short = layer.cls(short, *layer.args, **layer.kwargs)
-
-    async def serve(scope: Scope, receive: Receive, send: Send) -> None:
+    async def enter(scope: Scope, receive: Receive, send: Send) -> None:
         scope["app"] = app
-        await (short if is_short(scope) else long)(scope, receive, send)
+        await stack(scope, receive, send)
 
-    return serve
+    return enter
 
 
 def _layers(settings: Settings, metrics: Metrics, tracing: Tracing) -> list[Middleware]:
@@ -123,9 +111,10 @@ def _layers(settings: Settings, metrics: Metrics, tracing: Tracing) -> list[Midd
         log_requests=settings.log_requests,
         headers_of=certificate_headers,
     )
-    if not settings.cors_origins:
-        return [observing]
-    return [Middleware(CORSMiddleware, allow_origins=settings.cors_origins, **CORS), observing]
+    layers = [observing, Middleware(Shortcut, answer=_answer_service_error)]
+    if settings.cors_origins:
+        layers.insert(0, Middleware(CORSMiddleware, allow_origins=settings.cors_origins, **CORS))
+    return layers
 
 
 def _document(code: int, title: str) -> dict[str, Any]:
@@ -159,7 +148,7 @@ class _LingeringResponse(Response):
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
         await send({"type": "http.response.body", "body": self.body, "more_body": True})
         try:
-            async with asyncio.timeout(LINGER_S):
+            async with asyncio.timeout(problems.LINGER_S):
                 while (message := await receive())["type"] == "http.request" and message.get("more_body"):
                     pass
         except TimeoutError:

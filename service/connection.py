@@ -15,11 +15,10 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 from uvicorn.server import ServerState
 
 from service.joining import JoinedWrites
-from service.problems import as_http
+from service.problems import LINGER_S, as_http
 from service.routes.connection import ARRIVED, WHEN_GONE
 
 FIRST_REQUEST_S = 0.5  # what a new connection gets to send its request in when the process is about to end
-LINGER_S = 1.0  # how long one is read that was refused, so that its sender gets to read why (RFC 9112, section 9.6)
 
 
 class Host(Protocol):

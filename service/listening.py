@@ -17,13 +17,13 @@ from typing import Literal
 
 from service.config import Settings
 from service.errors import AddressUnavailable
+from service.problems import LINGER_S
 
 BACKLOG = 2048  # the kernel caps it; overload is answered by the queue, not by refused connections
 PAUSE_S = 0.05  # how long nothing is accepted after the system refused a descriptor
 AT_ONCE = 64  # connections taken in one turn of the event loop
 RESERVED_FILES = 128  # descriptors for models, logs, pipes and the runtime's own
 MOST_REFUSED = 32  # connections that are being told that there is no room; they too cost a descriptor each
-LINGER_S = 1.0  # how long one is read that was refused, so that its sender gets to read why (RFC 9112, section 9.6)
 TELL_EVERY_S = 10.0
 MANY_FILES = 2**20  # where the system sets no limit
 EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})

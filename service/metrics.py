@@ -4,7 +4,8 @@ Names follow Triton's vocabulary where it has one; durations are in seconds. All
 histograms, so that several processes' counts add up. docs/operations.md lists them.
 """
 
-from collections.abc import Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Sequence
 from typing import Any, Literal
 
 from prometheus_client import (
@@ -88,14 +89,14 @@ class Metrics:
         """Record that a model is served; return its own instruments."""
         return ModelMetrics(self._shelf, name, version, form, digest, manifest)
 
-    def told_of(self, name: str, version: int) -> Iterator[tuple[str, dict[str, str], float]]:
-        """Yield every sample of a model's version, over all workers: its name, its further labels, its value."""
-        own = {"model": name, "version": str(version)}
+    def counts(self) -> dict[tuple[str, str], list[tuple[str, dict[str, str], float]]]:
+        """Return by model and version what was counted of them, over all workers: name, labels, value."""
+        found: defaultdict[tuple[str, str], list[tuple[str, dict[str, str], float]]] = defaultdict(list)
         for family in (self._registry if self._merged is None else self._merged).collect():
-            for sample in family.samples:
-                if own.items() <= sample.labels.items():
-                    further = {key: value for key, value in sample.labels.items() if key not in own}
-                    yield sample.name, further, sample.value
+            for name, labels, value in (sample[:3] for sample in family.samples):
+                if "version" in labels:
+                    found[labels["model"], labels["version"]].append((name, labels, value))
+        return found
 
 
 def _instruments_of_models(at: Any) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from service.errors import AllImagesFailed, ServiceError
 
 MEDIA_TYPE = "application/problem+json"
 TYPE_PREFIX = "urn:foldserve:problem:"
+LINGER_S = 1.0  # how long what was refused is read on, so that its sender gets to read why (RFC 9112, section 9.6)
 
 STATUS: dict[type[ServiceError], int] = {
     errors.MalformedRequest: 400,

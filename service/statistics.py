@@ -24,11 +24,11 @@ DURATIONS = {
 }
 
 
-def statistics_of(name: str, version: int, samples: Iterable[tuple[str, dict[str, str], float]]) -> dict[str, Any]:
-    """Return the statistics of a model's version from the samples (name, further labels, value) of its metrics."""
+def statistics_of(name: str, version: int, counts: Iterable[tuple[str, dict[str, str], float]]) -> dict[str, Any]:
+    """Return the statistics of a model's version from its counts: name, labels, value."""
     totals: defaultdict[tuple[str, str], float] = defaultdict(float)
-    for sample, labels, value in samples:
-        totals[sample, labels.get("stage") or labels.get("outcome") or ""] += value
+    for count, labels, value in counts:
+        totals[count, labels.get("stage") or labels.get("outcome") or ""] += value
     return {
         "name": name,
         "version": str(version),

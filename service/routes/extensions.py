@@ -1,5 +1,6 @@
 """Extensions of the Open Inference Protocol: statistics, and a plain word about those that are not to be had."""
 
+from collections.abc import Iterable
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -19,19 +20,21 @@ router = APIRouter(prefix="/v2", tags=["open inference protocol"], dependencies=
 async def all_statistics(service: ServiceDependency) -> dict[str, Any]:
     """Tell counts and durations of every version that is loaded, over all workers."""
     loaded = [one for deployment in service.deployments() for one in deployment.classifiers()]
-    return {"model_stats": [_statistics(service, one) for one in loaded]}
+    return _told(service, loaded)
 
 
 @router.get(MODEL + "/stats")
 @router.get(VERSION + "/stats")
 async def statistics(name: str, request: Request, service: ServiceDependency, version: str = "") -> dict[str, Any]:
     """Tell counts and durations of one version, by default of the stable one."""
-    return {"model_stats": [_statistics(service, find(request, service, name, version))]}
+    return _told(service, [find(request, service, name, version)])
 
 
-def _statistics(service: Service, classifier: Classifier) -> dict[str, Any]:
-    model = classifier.model
-    return statistics_of(model.name, model.version, service.metrics.told_of(model.name, model.version))
+def _told(service: Service, classifiers: Iterable[Classifier]) -> dict[str, Any]:
+    counts = service.metrics.counts()
+    models = [one.model for one in classifiers]
+    told = [statistics_of(one.name, one.version, counts.get((one.name, str(one.version)), ())) for one in models]
+    return {"model_stats": told}
 
 
 @router.api_route("/systemsharedmemory/{call:path}", methods=["GET", "POST"], include_in_schema=False)

@@ -35,11 +35,11 @@ class _Route:
 ROUTE = _Route(PATH)
 
 
-def is_short(scope: Scope) -> bool:
-    """True for a call of /predict that needs nothing of FastAPI."""
+def short_query(scope: Scope) -> PredictQuery | None:
+    """Return the parameters of a call of /predict that needs nothing of FastAPI, or None for any other call."""
     if scope["type"] != "http" or scope["path"] != PATH or scope["method"] not in METHODS:
-        return False
-    return len(scope["query_string"]) <= QUERY_BYTES and query_of(scope["query_string"]) is not None
+        return None
+    return query_of(scope["query_string"]) if len(scope["query_string"]) <= QUERY_BYTES else None
 
 
 @lru_cache(QUERIES_KEPT)
@@ -53,19 +53,23 @@ def query_of(query_string: bytes) -> PredictQuery | None:
         return None
 
 
-def shortcut(answer: Answer) -> ASGIApp:
-    """Return an app for calls that are short; `answer` turns an error into a response."""
+class Shortcut:
+    """The innermost layer: serves short calls itself, with `answer` for their errors, and hands all others on."""
 
-    async def serve(scope: Scope, receive: Receive, send: Send) -> None:
+    def __init__(self, app: ASGIApp, answer: Answer) -> None:
+        self._app = app
+        self._answer = answer
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        query = short_query(scope)
+        if query is None:
+            await self._app(scope, receive, send)
+            return
         scope["route"] = ROUTE
         request = Request(scope, receive)
-        query = query_of(scope["query_string"])
-        assert query is not None
         try:
             await check_predict(request)
             response = await predict(request, query, request.app.state.service)
         except ServiceError as error:
-            response = await answer(request, error)
+            response = await self._answer(request, error)
         await response(scope, receive, send)
-
-    return serve
