@@ -75,7 +75,7 @@ class Row:
 
 
 def warm(model: Any, size: int) -> None:
-    """Give BatchNorm statistics of its own network, and γ that is not 0: a mean over some images of the check.
+    """Give BatchNorm statistics of its own network, a mean over some images of the check, and no γ or head of zeros.
 
     With statistics of other images the answers of random weights may explode, and a row would prove little.
     """
@@ -85,6 +85,9 @@ def warm(model: Any, size: int) -> None:
     from service.preprocessing import Preprocessing
     from training.importing.images import synthetic_images
 
+    for module in model.modules():
+        if isinstance(module, torch.nn.Linear) and not bool(module.weight.any()):  # ViT's head: every logit would be 0
+            torch.nn.init.normal_(module.weight, std=0.02)
     norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
     for module in norms:
         module.momentum = None
