@@ -7,6 +7,7 @@ from service.engine import Shape
 
 RUN_OVERHEAD_S = 0.0002  # what a run costs beside its kernels, in the queue, threads and futures; measured with mnist
 WORTH_ALL_CORES = 0.8  # a lone image takes all cores where that needs at most this share of the time on one
+WORTH_WAITING = 0.03  # a larger batch has to answer so much more images a second: all in it wait for the last of them
 TAIL = 4  # beyond so many of the largest batches, how the tail is cut decides nothing about the first run
 
 
@@ -22,7 +23,7 @@ class Planner:
             raise ValueError("a planner needs at least one shape")
         self._costs_s = {shape: cost + RUN_OVERHEAD_S for shape, cost in costs_s.items()}
         fewest = min(shape.threads for shape in self._costs_s)
-        self._crowd = {shape: cost for shape, cost in self._costs_s.items() if shape.threads == fewest}
+        self._crowd = _worth_waiting({one: cost for one, cost in self._costs_s.items() if one.threads == fewest})
         self.largest = max(shape.batch_size for shape in self._crowd)
         # Worked out beforehand: a search at each run would cost a small model a tenth of its time.
         self._firsts = self._first_runs()
@@ -54,6 +55,14 @@ class Planner:
             seconds.append(best)
             firsts.append(-taken)
         return firsts
+
+
+def _worth_waiting(costs_s: Mapping[Shape, float]) -> dict[Shape, float]:
+    """Return the shapes up to the smallest that answers nearly as many images a second as the best."""
+    each_s = {shape: cost / shape.batch_size for shape, cost in costs_s.items()}
+    good = (shape.batch_size for shape, cost in each_s.items() if cost <= (1 + WORTH_WAITING) * min(each_s.values()))
+    largest = min(good)
+    return {shape: cost for shape, cost in costs_s.items() if shape.batch_size <= largest}
 
 
 def _cheapest(costs_s: Mapping[Shape, float], count: int) -> Shape:

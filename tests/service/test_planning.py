@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from service.engine import Shape
-from service.planning import RUN_OVERHEAD_S, WORTH_ALL_CORES, Planner
+from service.planning import RUN_OVERHEAD_S, WORTH_ALL_CORES, WORTH_WAITING, Planner
 
 COSTS = st.dictionaries(st.integers(1, 8), st.integers(1, 50), min_size=1, max_size=4)
 
@@ -31,7 +31,7 @@ def test_repeated_taking_costs_what_the_cheapest_plan_costs(costs, waiting):
         shape = planner.shape(taken, alone=False)
         spent, left = spent + costs[shape.batch_size], left - taken
 
-    whole = cheapest(costs, waiting)
+    whole = cheapest({size: cost for size, cost in costs.items() if size <= planner.largest}, waiting)
     assert spent == whole if waiting <= 4 * planner.largest else spent >= whole
 
 
@@ -41,7 +41,7 @@ def test_it_takes_at_least_one_and_never_more_than_waits_or_fits(costs, waiting,
 
     taken = planner.take(waiting, lanes)
 
-    assert 1 <= taken <= min(waiting, max(costs))
+    assert 1 <= taken <= min(waiting, planner.largest) <= max(costs)
     assert planner.shape(taken, alone=False).batch_size >= taken
 
 
@@ -77,6 +77,24 @@ def test_where_batching_gains_nothing_images_run_one_by_one():
     assert Planner(crowd({1: 1, 8: 9})).take(8, 1) == 1
 
 
+def test_a_batch_that_gains_nearly_nothing_is_not_formed_for_all_in_it_wait_for_the_last():
+    resnet18 = {1: 9.83e-3, 2: 19.11e-3, 4: 37.63e-3, 8: 75.02e-3}  # integers, on one core of an EPYC
+    planner = Planner({Shape(size, 1): cost for size, cost in resnet18.items()})
+
+    assert [planner.take(waiting, 1) for waiting in (1, 2, 8, 16)] == [1, 2, 2, 2]
+    assert planner.shape(1, alone=False) == Shape(1, 1)
+
+
+@given(COSTS)
+def test_what_is_given_up_for_shorter_waits_is_a_small_share_of_the_rate(costs):
+    planner = Planner(crowd(costs))
+
+    each = {size: (cost + RUN_OVERHEAD_S) / size for size, cost in costs.items()}
+    kept = min(cost for size, cost in each.items() if size <= planner.largest)
+    assert kept <= (1 + WORTH_WAITING) * min(each.values())
+    assert all(cost > (1 + WORTH_WAITING) * min(each.values()) for size, cost in each.items() if size < planner.largest)
+
+
 def test_a_planner_without_shapes_is_refused():
     with pytest.raises(ValueError, match="at least one shape"):
         Planner({})
@@ -84,6 +102,6 @@ def test_a_planner_without_shapes_is_refused():
 
 @pytest.mark.parametrize("largest", [64, 128, 512])
 def test_large_batches_and_long_queues_are_planned(largest):
-    planner = Planner({Shape(2**power, 1): 1.0 + 2**power for power in range(largest.bit_length())})
+    planner = Planner({Shape(2**power, 1): 100.0 + 2**power for power in range(largest.bit_length())})
 
     assert planner.take(4 * largest, 1) == largest
