@@ -6,6 +6,7 @@ that find the same have the same certificate.
 
 import logging
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from service.engine import Shape
 from service.independence.fingerprint import digest_of_json
+from service.independence.timing import Cost
 from service.manifest import Form
 
 logger = logging.getLogger(__name__)
@@ -67,10 +69,19 @@ class ProbeRecord(_Record):
 
 
 class CostRecord(_Record):
-    """The median time of a run of one shape, seconds."""
+    """The least time of a run of one shape, seconds; `is_calm`: it was measured without a neighbour's work."""
 
     shape: ShapeRecord
     seconds: float
+    is_calm: bool = False  # of certificates from before it was noted, nobody knows
+
+
+def cost_records(costs: Mapping[Shape, Cost]) -> tuple[CostRecord, ...]:
+    """Return the records of costs, by shape."""
+    return tuple(
+        CostRecord(shape=ShapeRecord.of(shape), seconds=cost.seconds, is_calm=cost.is_calm)
+        for shape, cost in sorted(costs.items())
+    )
 
 
 class TheoremRecord(_Record):

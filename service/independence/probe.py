@@ -20,6 +20,7 @@ from service.engine import Shape
 from service.independence.effort import Effort, affordable, divide, edge_slots, fill_levels, slots_tried
 from service.independence.fingerprint import flushes_subnormals
 from service.independence.probe_images import SEED, Pixels, hostile_neighbours, probe_images
+from service.independence.timing import costs_of
 
 Logits = NDArray[np.float32]
 Run = Callable[[Pixels, int], Logits]  # images (batch_size, …) and threads → logits
@@ -36,6 +37,7 @@ class Findings:
     digests: dict[Shape, str]
     unsound: dict[Shape, str]
     costs_s: dict[Shape, float]
+    doubtful: frozenset[Shape]  # whose cost was never measured without a neighbour's work
     cut: tuple[str, ...]
 
 
@@ -84,14 +86,16 @@ def probe(
     one thread are probed at once as there are `lanes`. What `report` raises ends the probe.
     """
     started = time.monotonic()
-    costs = {shape: _cost_s(run, shape, real) for shape in shapes} if costs_s is None else dict(costs_s)
+    timed = costs_of(run, shapes, real) if costs_s is None else {}
+    costs = {shape: cost.seconds for shape, cost in timed.items()} if costs_s is None else dict(costs_s)
+    doubtful = frozenset(shape for shape, cost in timed.items() if not cost.is_calm)
     effort, cut = affordable(costs, effort, lanes, spent_s=time.monotonic() - started)
     bench = _Bench(run, probe_images(effort.images, real.shape[1:], real))
     _probe_each(bench, costs, effort, lanes, report)
     report("all at once, from new threads", 0.95)
     _run_concurrently(bench, effort)
     digests = {shape: digest_of(bench.baseline[shape]) for shape in shapes if shape not in bench.unsound}
-    return Findings(effort.images, bench.comparisons, _classes(digests), digests, bench.unsound, costs, cut)
+    return Findings(effort.images, bench.comparisons, _classes(digests), digests, bench.unsound, costs, doubtful, cut)
 
 
 def same_bits(first: Logits, second: Logits) -> bool:
@@ -109,18 +113,6 @@ def fill(images: Pixels, batch_size: int) -> Pixels:
     if len(images) == batch_size:
         return images
     return np.concatenate([images, np.zeros((batch_size - len(images), *images.shape[1:]), np.uint8)])
-
-
-def _cost_s(run: Run, shape: Shape, real: Pixels) -> float:
-    """Return the least time of a run of this shape, after one that warms it up: what is above it is other people's."""
-    batch = np.resize(real, (shape.batch_size, *real.shape[1:]))
-    run(batch, shape.threads)
-    times: list[float] = []
-    while len(times) < 3 or (len(times) < 9 and sum(times) < 0.05):
-        started = time.perf_counter()
-        run(batch, shape.threads)
-        times.append(time.perf_counter() - started)
-    return min(times)
 
 
 def _probe_each(bench: _Bench, costs: Mapping[Shape, float], effort: Effort, lanes: int, report: Report) -> None:

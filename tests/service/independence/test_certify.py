@@ -140,7 +140,7 @@ def test_the_class_that_answers_most_images_per_second_of_a_core_is_served(rows)
         groups.setdefault(row[0], []).append(shape)
     classes = tuple(tuple(group) for group in groups.values())
 
-    chosen = best_class(Findings(1, 1, classes, {}, unsound, costs, ()))
+    chosen = best_class(Findings(1, 1, classes, {}, unsound, costs, frozenset(), ()))
 
     sound = [shape for shape in SHAPES if shape not in unsound]
     assert not set(chosen) & set(unsound)
@@ -166,3 +166,47 @@ def test_a_quick_certificate_needs_no_store(tmp_path):
     certificate = certify(tiny_subject(engine=FaultyEngine()), CertificateStore(None), effort=QUICK)
 
     assert certificate.verdict == "certified"
+
+
+def costs_kept(store, certificate) -> dict[Shape, tuple[float, bool]]:
+    found = store.find(certificate.fingerprint)
+    return {cost.shape.shape: (cost.seconds, cost.is_calm) for cost in found.measured.costs}
+
+
+def with_costs(certificate, seconds: float, *, is_calm: bool):
+    costs = tuple(
+        cost.model_copy(update={"seconds": seconds, "is_calm": is_calm}) for cost in certificate.measured.costs
+    )
+    return certificate.model_copy(update={"measured": certificate.measured.model_copy(update={"costs": costs})})
+
+
+def test_what_was_measured_on_a_busy_machine_is_measured_again_at_the_next_start_and_kept(store):
+    first = certify(tiny_subject(engine=FaultyEngine()), store)
+    store.save(with_costs(first, 3600.0, is_calm=False))
+
+    second = certify(tiny_subject(engine=FaultyEngine()), store)
+
+    assert all(cost.seconds < 3600 for cost in second.measured.costs)
+    assert costs_kept(store, first) == {
+        cost.shape.shape: (cost.seconds, cost.is_calm) for cost in second.measured.costs
+    }
+    assert second.digest == first.digest
+    assert second.measured.created == first.measured.created
+
+
+def test_what_was_measured_in_peace_is_believed(store):
+    first = certify(tiny_subject(engine=FaultyEngine()), store)
+    store.save(with_costs(first, 3600.0, is_calm=True))
+
+    second = certify(tiny_subject(engine=FaultyEngine()), store)
+
+    assert {cost.seconds for cost in second.measured.costs} == {3600.0}
+
+
+def test_a_worse_time_never_replaces_a_better_one(store):
+    first = certify(tiny_subject(engine=FaultyEngine()), store)
+    store.save(with_costs(first, 1e-9, is_calm=False))
+
+    second = certify(tiny_subject(engine=FaultyEngine()), store)
+
+    assert {cost.seconds for cost in second.measured.costs} == {1e-9}

@@ -1,0 +1,93 @@
+"""What a run of each shape costs, apart from what other people's work adds to it. Knows no model file.
+
+The candidates are timed in turn, again and again, so that a neighbour meets them all, and each counts with its least
+time. The kernel says how long threads of this process stood ready and got no core: a run without that is *calm*. Where
+no calm run of a shape was to be had its cost is doubtful, and is to be measured again when there is a chance.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from service.engine import Shape
+
+Run = Callable[[NDArray[np.uint8], int], NDArray[np.float32]]  # images (batch_size, …) and threads → logits
+
+FEWEST, MOST = 3, 9  # runs of each shape; the more the shorter they are
+LONG_S = 0.05  # a shape that has taken so long has been timed often enough
+PATIENCE_ROUNDS = 12  # after so many it is no passing disturbance
+PATIENCE_S = 8.0  # nor after so long
+CALM_SHARE = 0.05  # of a run's time, spent waiting for cores by all threads together: below what a plan hangs on
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """The least time of a run, seconds; `is_calm`: no thread of it had to wait for a core."""
+
+    seconds: float
+    is_calm: bool
+
+    def better(self, other: "Cost | None") -> "Cost":
+        """Return what both say: the lesser time, for what is above it is other people's; calm where one was."""
+        return self if other is None else Cost(min(self.seconds, other.seconds), self.is_calm or other.is_calm)
+
+
+def waited_s() -> float | None:
+    """Return how long all threads of this process have stood ready without a core, seconds; None where nobody counts.
+
+    Source: Documentation/scheduler/sched-stats.rst, /proc/<pid>/schedstat, its second number, nanoseconds.
+    """
+    total = 0
+    try:
+        for task in Path("/proc/self/task").iterdir():
+            total += int((task / "schedstat").read_text().split()[1])
+    except (FileNotFoundError, ProcessLookupError):
+        return None if total == 0 else total / 1e9  # one has ended meanwhile, or the kernel keeps no count
+    except (OSError, IndexError, ValueError):
+        return None
+    return total / 1e9
+
+
+def costs_of(
+    run: Run,
+    shapes: Sequence[Shape],
+    real: NDArray[np.uint8],
+    *,
+    waited: Callable[[], float | None] = waited_s,
+    clock: Callable[[], float] = time.perf_counter,
+) -> dict[Shape, Cost]:
+    """Time shapes on `real` images, uint8 (n, height, width, channels): all in turn, until each has had calm runs."""
+    batches = {shape: np.resize(real, (shape.batch_size, *real.shape[1:])) for shape in shapes}
+    for shape, batch in batches.items():
+        run(batch, shape.threads)  # the first makes sessions and plans
+    costs: dict[Shape, Cost] = {}
+    spent_s = dict.fromkeys(shapes, 0.0)
+    started, rounds = clock(), 0
+    while pending := [one for one in shapes if _needs_more(costs.get(one), spent_s[one], rounds, clock() - started)]:
+        for shape in pending:
+            cost = _once(lambda: run(batches[shape], shape.threads), waited, clock)  # noqa: B023 - called at once
+            spent_s[shape] += cost.seconds
+            costs[shape] = cost.better(costs.get(shape))
+        rounds += 1
+    return costs
+
+
+def _needs_more(cost: Cost | None, spent_s: float, rounds: int, elapsed_s: float) -> bool:
+    if cost is None or rounds < FEWEST:
+        return True
+    if not cost.is_calm:
+        return rounds < PATIENCE_ROUNDS and elapsed_s < PATIENCE_S
+    return rounds < MOST and spent_s < LONG_S
+
+
+def _once(work: Callable[[], object], waited: Callable[[], float | None], clock: Callable[[], float]) -> Cost:
+    waited_before, started = waited(), clock()
+    work()
+    seconds, waited_after = clock() - started, waited()
+    if waited_before is None or waited_after is None:
+        return Cost(seconds, is_calm=True)  # nobody can tell; the least of several has to do
+    return Cost(seconds, is_calm=waited_after - waited_before <= CALM_SHARE * seconds)

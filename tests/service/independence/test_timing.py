@@ -1,0 +1,106 @@
+"""What a run costs: the least of runs in turn, and doubtful where threads had to wait for a core each time."""
+
+import os
+import threading
+import time
+
+import numpy as np
+import pytest
+from support import random_pixels
+
+from service.engine import Shape
+from service.independence.timing import CALM_SHARE, FEWEST, PATIENCE_ROUNDS, Cost, costs_of, waited_s
+
+ONE, TWO = Shape(1, 1), Shape(1, 2)
+REAL = random_pixels(3)
+
+
+class Machine:
+    """A clock that runs tell what they take, and a count of how long threads waited for cores; `busy` rounds first."""
+
+    def __init__(self, costs: dict[Shape, float], busy: int = 0, *, counts: bool = True) -> None:
+        self.now = self.waiting = 0.0
+        self.runs: list[Shape] = []
+        self._costs, self._busy, self._counts = costs, busy, counts
+
+    def run(self, images: np.ndarray, threads: int) -> np.ndarray:
+        shape = Shape(len(images), threads)
+        self.runs.append(shape)
+        lost = self._costs[shape] if self.runs.count(shape) <= self._busy + 1 and threads > 1 else 0.0  # 1 to warm up
+        self.now += self._costs[shape] + lost
+        self.waiting += lost
+        return np.zeros((len(images), 1), np.float32)
+
+    def measure(self, shapes: tuple[Shape, ...] = (ONE, TWO)) -> dict[Shape, Cost]:
+        waited = (lambda: self.waiting) if self._counts else (lambda: None)
+        return costs_of(self.run, shapes, REAL, waited=waited, clock=lambda: self.now)
+
+
+def test_a_neighbour_who_comes_and_goes_changes_no_cost():
+    machine = Machine({ONE: 0.034, TWO: 0.019}, busy=5)
+
+    costs = machine.measure()
+
+    assert {shape: round(cost.seconds, 9) for shape, cost in costs.items()} == {ONE: 0.034, TWO: 0.019}
+    assert all(cost.is_calm for cost in costs.values())
+
+
+def test_candidates_are_timed_in_turn_so_that_a_neighbour_meets_them_all():
+    machine = Machine({ONE: 0.034, TWO: 0.019})
+    machine.measure()
+
+    assert machine.runs == [ONE, TWO] * (1 + FEWEST)  # the first of each warms up
+
+
+def test_a_neighbour_who_stays_makes_a_cost_doubtful_and_is_not_waited_for_for_ever():
+    machine = Machine({ONE: 0.034, TWO: 0.019}, busy=10**6)
+
+    costs = machine.measure()
+
+    assert costs[ONE].is_calm
+    assert costs[TWO] == Cost(pytest.approx(0.038), is_calm=False)
+    assert machine.runs.count(TWO) == 1 + PATIENCE_ROUNDS
+
+
+def test_a_long_run_is_not_repeated_beyond_patience():
+    machine = Machine({ONE: 1.0, TWO: 5.0}, busy=10**6)
+    machine.measure()
+
+    assert machine.runs.count(TWO) == 1 + FEWEST
+
+
+def test_where_the_kernel_keeps_no_count_the_least_of_several_has_to_do():
+    assert Machine({ONE: 0.034, TWO: 0.019}, busy=1, counts=False).measure()[TWO] == Cost(pytest.approx(0.019), True)
+
+
+def test_a_short_wait_is_no_disturbance():
+    machine = Machine({ONE: 1.0})
+
+    def run(images, threads):
+        machine.waiting += 0.9 * CALM_SHARE
+        return machine.run(images, threads)
+
+    assert costs_of(run, (ONE,), REAL, waited=lambda: machine.waiting, clock=lambda: machine.now)[ONE].is_calm
+
+
+def test_the_kernel_counts_what_more_threads_than_cores_wait():
+    before = waited_s()
+    if before is None:
+        pytest.skip("this kernel keeps no count of how long threads wait for a core")
+    until, counted = time.monotonic() + 0.5, []
+
+    def spin() -> None:
+        while time.monotonic() < until:
+            np.linalg.norm(np.ones(2**16))  # without the interpreter's lock
+        barrier.wait(10)
+        counted.append(waited_s())  # while all of them still live
+        barrier.wait(10)
+
+    count = 3 * len(os.sched_getaffinity(0))
+    barrier = threading.Barrier(count)
+    threads = [threading.Thread(target=spin) for _ in range(count)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert max(counted) - before > 0.1
