@@ -4,6 +4,8 @@ What is no HTTP, a head that is too large and one that does not arrive are answe
 """
 
 import asyncio
+import socket
+import sys
 import weakref
 from collections.abc import Callable
 from functools import partial
@@ -16,9 +18,12 @@ from uvicorn.server import ServerState
 
 from service.joining import JoinedWrites
 from service.problems import LINGER_S, as_http
-from service.routes.connection import ARRIVED, WHEN_GONE
+from service.routes.connection import ARRIVED, SINCE_LAST_BYTE, WHEN_GONE
 
 FIRST_REQUEST_S = 0.5  # what a new connection gets to send its request in when the process is about to end
+
+
+TCP_INFO_BYTES = 56  # of linux/tcp.h's tcp_info, up to and with tcpi_last_data_recv, milliseconds
 
 
 class Host(Protocol):
@@ -88,6 +93,7 @@ class Connection(HttpToolsProtocol):
         super().on_headers_complete()
         self.scope[WHEN_GONE] = self._call_when_gone  # type: ignore[literal-required]
         self.scope[ARRIVED] = partial(_arrived, weakref.ref(self.cycle))  # type: ignore[literal-required]
+        self.scope[SINCE_LAST_BYTE] = partial(_since_last_byte_s, self.transport)  # type: ignore[literal-required]
         self._has_asked = True
         if self._host.closes_next():
             self.cycle.keep_alive = False
@@ -151,6 +157,16 @@ class Connection(HttpToolsProtocol):
         self.transport.write(as_http(why.status, why.name, why.detail))
         self.transport.write_eof()
         self.loop.call_later(LINGER_S, self.transport.close)
+
+
+def _since_last_byte_s(transport: asyncio.Transport) -> float:
+    """Return how long ago the kernel got the last byte for this connection: while the event loop is busy, it waits."""
+    connection: socket.socket | None = transport.get_extra_info("socket")
+    try:
+        told = b"" if connection is None else connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, TCP_INFO_BYTES)
+    except OSError:  # closed meanwhile, or no TCP
+        return 0.0
+    return int.from_bytes(told[-4:], sys.byteorder) / 1000 if len(told) == TCP_INFO_BYTES else 0.0
 
 
 def _arrived(reference: "weakref.ref[RequestResponseCycle]") -> bytes | None:

@@ -17,6 +17,7 @@ Result = TypeVar("Result")
 
 GONE = "the connection closed before there was an answer"
 WHEN_GONE = "foldserve.when_gone"  # in the scope: sets what is called when the connection closes; False: it has closed
+SINCE_LAST_BYTE = "foldserve.since_last_byte"  # in the scope: gives how long ago the connection last got a byte, s
 ARRIVED = "foldserve.arrived"  # in the scope: gives the body where all of it has arrived, else None
 WhenGone = Callable[[Callable[[], object] | None], bool]
 
@@ -25,6 +26,12 @@ def arrived_body(request: Request) -> bytes | None:
     """Return the body where all of it has arrived already, without waiting."""
     arrived: Callable[[], bytes | None] | None = request.scope.pop(ARRIVED, None)
     return None if arrived is None else arrived()
+
+
+def since_last_byte_s(request: Request) -> float:
+    """Return how long ago the last byte of a request came, seconds, where the server knows; else 0."""
+    since: Callable[[], float] | None = request.scope.get(SINCE_LAST_BYTE)
+    return 0.0 if since is None else since()
 
 
 async def before(deadline: float, work: Coroutine[Any, Any, Result]) -> Result:

@@ -14,7 +14,7 @@ from service.errors import AnswerUnchanged
 from service.routes import ServiceDependency, lease
 from service.routes.access import require_predict
 from service.routes.bodies import expected_bytes, read_uploads
-from service.routes.connection import while_connected
+from service.routes.connection import since_last_byte_s, while_connected
 from service.routes.outcomes import settle
 from service.routes.terms import HEADERS, terms_of
 from service.schemas import ImagesBody, PredictBody, PredictQuery
@@ -44,7 +44,7 @@ EXTRA = {"requestBody": REQUEST_BODY, "parameters": HEADERS}
 @router.put("/predict", response_model=PredictBody, openapi_extra=EXTRA)
 async def predict(request: Request, query: Annotated[PredictQuery, Query()], service: ServiceDependency) -> Response:
     """Label one image or several: a raw body, multipart parts named `file`, or base64 in JSON."""
-    terms = terms_of(request.headers, service.settings)
+    terms = terms_of(request.headers, service.settings, since_last_byte_s=partial(since_last_byte_s, request))
     with lease(request, service, query.model, query.version) as classifier:
         if query.receipt:
             classifier.check_receipts()

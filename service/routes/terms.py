@@ -1,7 +1,7 @@
 """What a request asks of the queue: by when it needs its answer, and how urgent it is."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,13 +42,25 @@ class Terms:
     priority: Priority
 
 
-def terms_of(headers: Mapping[str, str], settings: Settings, priority: Priority | None = None) -> Terms:
-    """Read the headers; `priority` is what the body asks for and wins. Raises MalformedRequest."""
+def terms_of(
+    headers: Mapping[str, str],
+    settings: Settings,
+    priority: Priority | None = None,
+    *,
+    since_last_byte_s: Callable[[], float] = lambda: 0.0,
+) -> Terms:
+    """Read the headers; `priority` is what the body asks for and wins. Raises MalformedRequest.
+
+    A deadline that the caller names counts from when his request arrived, not from when the event loop came to it.
+    """
     asked = headers.get(PRIORITY_HEADER, "normal").strip().lower()
     if asked not in PRIORITIES:
         raise MalformedRequest(f"X-Request-Priority: {asked} is not one of {', '.join(PRIORITIES)}")
     wanted = next(one for one in PRIORITIES if one == asked)
-    return Terms(time.monotonic() + _timeout_s(headers, settings), priority or wanted)
+    timeout_s = _timeout_s(headers, settings)
+    if TIMEOUT_HEADER in headers:
+        timeout_s -= since_last_byte_s()
+    return Terms(time.monotonic() + timeout_s, priority or wanted)
 
 
 def priority_of_level(level: int) -> Priority:

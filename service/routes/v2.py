@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from functools import partial
 from importlib.metadata import version as version_of
 from time import perf_counter
 from typing import Any
@@ -16,7 +17,7 @@ from service.queueing import Priority
 from service.routes import ServiceDependency, choose_classifier, lease
 from service.routes.access import require_predict
 from service.routes.bodies import expected_bytes, read_body
-from service.routes.connection import while_connected
+from service.routes.connection import since_last_byte_s, while_connected
 from service.routes.operations import live, ready
 from service.routes.outcomes import settle
 from service.routes.terms import Terms, priority_of_level, terms_of
@@ -102,7 +103,7 @@ async def model_config(name: str, request: Request, service: ServiceDependency, 
 @keyed.post(VERSION + "/infer", openapi_extra={"requestBody": REQUEST_BODY})
 async def infer(name: str, request: Request, service: ServiceDependency, version: str = "") -> Response:
     """Give the logits of pixels or of encoded images; one bad image fails the request, which the protocol demands."""
-    terms = terms_of(request.headers, service.settings)
+    terms = terms_of(request.headers, service.settings, since_last_byte_s=partial(since_last_byte_s, request))
     with lease(request, service, name, _number(version)) as classifier:
         classifier.check_room()
         arrived, started = time.monotonic(), perf_counter()

@@ -1,5 +1,6 @@
 """Replays a receipt: the same image alone at the reference shape, and do the bits agree?"""
 
+from functools import partial
 from typing import Annotated, Literal
 
 from fastapi import APIRouter, Query, Request
@@ -11,7 +12,7 @@ from service.independence.receipts import Receipt, logits_digest, pixels_digest
 from service.routes import ServiceDependency, lease
 from service.routes.access import require_predict
 from service.routes.bodies import expected_bytes, read_receipt_and_file
-from service.routes.connection import while_connected
+from service.routes.connection import since_last_byte_s, while_connected
 from service.routes.terms import HEADERS, terms_of
 from service.schemas import VerifyBody
 
@@ -34,7 +35,7 @@ class NoParameters(BaseModel):
 @router.post("/verify", openapi_extra={"requestBody": REQUEST_BODY, "parameters": HEADERS})
 async def verify(request: Request, _: Annotated[NoParameters, Query()], service: ServiceDependency) -> VerifyBody:
     """Run the image of a receipt again, alone, and compare pixels and bits. A replay does not prove who answered."""
-    terms = terms_of(request.headers, service.settings)
+    terms = terms_of(request.headers, service.settings, since_last_byte_s=partial(since_last_byte_s, request))
     with service.receiving(expected_bytes(request, service.settings)) as correct:
         text, encoded = await read_receipt_and_file(request, service.settings, terms.deadline)
         correct(len(encoded))

@@ -3,12 +3,16 @@
 import asyncio
 import gc
 import logging
+import socket
+import time
 
 import pytest
 from http_support import listening, request_of
 from PIL import Image
 from support import Engines, encode, random_pixels
 from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
+
+from service.connection import _since_last_byte_s
 
 IMAGE = encode(Image.fromarray(random_pixels(1)[0]), "PNG")
 
@@ -102,3 +106,28 @@ def test_a_body_that_nobody_reads_is_gone_with_its_request(models):
         assert asyncio.run(asyncio.wait_for(scenario(), 60)) <= 1  # the connection's last
     finally:
         gc.enable()
+
+
+class _Transport:
+    def __init__(self, connection: socket.socket | None) -> None:
+        self._connection = connection
+
+    def get_extra_info(self, name: str) -> socket.socket | None:
+        assert name == "socket"
+        return self._connection
+
+
+def test_the_kernel_tells_how_long_a_request_has_waited_for_the_event_loop():
+    with socket.create_server(("127.0.0.1", 0)) as listener, socket.create_connection(listener.getsockname()) as caller:
+        server, _ = listener.accept()
+        with server:
+            caller.sendall(b"POST")
+            time.sleep(0.2)  # what is measured: the loop is busy
+            assert 0.15 <= _since_last_byte_s(_Transport(server)) < 5
+            caller.sendall(b" /predict")
+            assert server.recv(99) == b"POST /predict"
+            assert _since_last_byte_s(_Transport(server)) < 0.15
+        assert _since_last_byte_s(_Transport(server)) == 0, "closed"
+    assert _since_last_byte_s(_Transport(None)) == 0
+    with socket.socket(socket.AF_UNIX) as other:
+        assert _since_last_byte_s(_Transport(other)) == 0

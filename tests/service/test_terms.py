@@ -26,6 +26,15 @@ def test_a_request_may_ask_for_less_time_and_never_gets_more_than_the_setting():
     assert 1.9 < within_s("9" * 400) <= 2.0
 
 
+def test_a_time_that_the_caller_names_counts_from_when_his_request_arrived():
+    settings = Settings(request_timeout_s=2.0)
+    named = terms_of({"x-request-timeout-ms": "500"}, settings, since_last_byte_s=lambda: 0.3)
+    unnamed = terms_of({}, settings, since_last_byte_s=lambda: 0.3)
+
+    assert 0.1 < named.deadline - time.monotonic() <= 0.2
+    assert 1.9 < unnamed.deadline - time.monotonic() <= 2.0
+
+
 @pytest.mark.parametrize("asked", ["0", "-5", "1.5", "soon", "", "1e3", "٣"])
 def test_a_time_that_is_not_one_is_refused(ask, asked):
     problem = assert_problem(
