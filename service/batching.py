@@ -1,6 +1,6 @@
 """Admission, queue and batch forming. Knows no image, no HTTP, no ONNX: items, and a function that runs a batch.
 
-    admit ── submit ── queue ── a free lane takes its share ── run_batch in a thread ── each caller its own result
+    admit ── turn ── submit ── queue ── a free lane takes its share ── run_batch in a thread ── each caller
 
 A batch forms while every lane is busy; an idle lane never waits for company unless told to. An item whose callers have
 all gone or whose deadlines have passed is dropped before it costs a run. Items of one key are run once for all who ask
@@ -14,28 +14,24 @@ import time
 from collections import deque
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any, Generic, Protocol, Self
 
-from service.errors import DeadlineExceeded, InferenceFailed, NotReady, QueueFull
-from service.queueing import LATE, Item, Pending, Priority, PriorityQueue, Result, Waiter
+from service.errors import InferenceFailed, NotReady, QueueFull
+from service.lookahead import Lookahead, Turn, Watcher
+from service.queueing import Item, Pending, Priority, PriorityQueue, Result, Waiter, fair_share
 
 MEMORY = 0.9  # share of the old value in the running mean of seconds per item: about the last ten batches count
 MAX_RETRY_AFTER_S = 60
+MANY = 10**6  # more than any queue holds
+ENDED = "the batcher ended; see the log"
 
 
-def fair_share(waiting: int, idle_lanes: int) -> int:
-    """Divide what waits among the idle lanes, so that none takes all while another idles."""
-    return math.ceil(waiting / idle_lanes)
-
-
-class Observer(Protocol):
+class Observer(Watcher, Protocol):
     """Told what happens, for metrics."""
 
     def ran(self, size: int, queue_s: Sequence[float], run_s: float) -> None:
         """`size` items ran together for `run_s` seconds, after each had waited its `queue_s`."""
-
-    def dropped(self, reason: str) -> None:
-        """A caller's item was not run for him: "cancelled" or "deadline"."""
 
     def shared(self) -> None:
         """A caller joined an item that was in flight already."""
@@ -54,6 +50,7 @@ class Batcher(Generic[Item, Result]):
         lanes: int = 1,
         max_queue_delay_ms: float = 0.0,
         take: Callable[[int, int], int] = fair_share,
+        ahead: Callable[[], int] = lambda: MANY,
         on_death: Callable[[BaseException], None] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -67,6 +64,7 @@ class Batcher(Generic[Item, Result]):
         self._on_death = on_death
         self._clock = clock  # not the event loop's, which may tick in whole milliseconds
         self._queue: PriorityQueue[Item, Result] = PriorityQueue()
+        self.lookahead = Lookahead(ahead, self._queue.__len__, self._pace_s, observer, clock)
         self._in_flight: dict[Hashable, Pending[Item, Result]] = {}  # by key, until settled
         self._sleepers: deque[asyncio.Future[None]] = deque()  # lanes that wait for work
         self._tasks: list[asyncio.Task[None]] = []
@@ -94,8 +92,8 @@ class Batcher(Generic[Item, Result]):
 
     @property
     def depth(self) -> int:
-        """Items that wait for a lane."""
-        return len(self._queue)
+        """Items that wait for a lane, or for their turn to be prepared for one."""
+        return len(self._queue) + len(self.lookahead)
 
     @property
     def admitted(self) -> int:
@@ -126,12 +124,22 @@ class Batcher(Generic[Item, Result]):
 
     def retry_after_s(self) -> int:
         """Return how long today's backlog takes at the measured rate, in whole seconds."""
-        return min(MAX_RETRY_AFTER_S, max(1, math.ceil(self._admitted * self._seconds_per_item / self._lanes)))
+        return min(MAX_RETRY_AFTER_S, max(1, math.ceil(self._admitted * self._pace_s())))
+
+    def _pace_s(self) -> float:
+        """Return what the lanes need for one item, all together, seconds."""
+        return self._seconds_per_item / self._lanes
 
     async def submit(
-        self, item: Item, *, deadline: float, priority: Priority = "normal", key: Hashable = None
+        self,
+        item: Item,
+        *,
+        deadline: float,
+        priority: Priority = "normal",
+        key: Hashable = None,
+        turn: Turn | None = None,
     ) -> Result:
-        """Queue an item and return its result.
+        """Queue an item and return its result; `turn` is the turn of `lookahead` that it was prepared in, if any.
 
         `deadline` is a time of the batcher's clock, in seconds. Items of one `key` have one result: while one is in
         flight it serves all who ask, each with his own deadline, and it goes with the highest of their priorities.
@@ -139,19 +147,14 @@ class Batcher(Generic[Item, Result]):
         """
         if self.failure is not None or all(task.done() for task in self._tasks):
             raise NotReady("the service is shutting down", retry_after_s=1)
-        loop = asyncio.get_running_loop()
-        waiter: Waiter[Result] = Waiter(loop.create_future(), deadline)
-        pending = self._join(key, priority) or self._enqueue(item, priority, key)
+        waiter: Waiter[Result] = Waiter(asyncio.get_running_loop().create_future(), deadline)
+        waited_s = 0.0 if turn is None else turn.waited_s
+        pending = self._join(key, priority) or self._enqueue(item, priority, key, waited_s)
         pending.waiters.append(waiter)
-        timer = loop.call_later(deadline - self._clock(), self._expire, pending, waiter)  # a third of asyncio.timeout
-        try:
-            return await waiter.future
-        except asyncio.CancelledError:
-            if waiter.future.cancelled():  # else its deadline or its answer came first
-                self._left(pending, "cancelled")
-            raise
-        finally:
-            timer.cancel()
+        result = await waiter.outcome(self._clock(), partial(self._left, pending))
+        if turn is not None:
+            self.lookahead.learn(self._clock() - turn.given_at)
+        return result
 
     def _join(self, key: Hashable, priority: Priority) -> Pending[Item, Result] | None:
         pending = None if key is None else self._in_flight.get(key)
@@ -160,18 +163,13 @@ class Batcher(Generic[Item, Result]):
             self._observer.shared()
         return pending
 
-    def _enqueue(self, item: Item, priority: Priority, key: Hashable) -> Pending[Item, Result]:
-        pending: Pending[Item, Result] = Pending(item, key, self._clock(), priority)
+    def _enqueue(self, item: Item, priority: Priority, key: Hashable, waited_s: float) -> Pending[Item, Result]:
+        pending: Pending[Item, Result] = Pending(item, key, self._clock() - waited_s, priority)
         if key is not None:
             self._in_flight[key] = pending
         self._queue.put(pending)
         self._wake_one()
         return pending
-
-    def _expire(self, pending: Pending[Item, Result], waiter: Waiter[Result]) -> None:
-        if not waiter.future.done():
-            waiter.future.set_exception(DeadlineExceeded(LATE))
-            self._left(pending, "deadline")
 
     def _left(self, pending: Pending[Item, Result], reason: str) -> None:
         if pending.is_queued:  # one that runs already cannot be called back
@@ -179,6 +177,7 @@ class Batcher(Generic[Item, Result]):
             if not pending.is_wanted:
                 self._queue.remove(pending)
                 self._forget(pending)
+                self.lookahead.advance()
 
     def _forget(self, pending: Pending[Item, Result]) -> None:
         if self._in_flight.get(pending.key) is pending:
@@ -229,6 +228,7 @@ class Batcher(Generic[Item, Result]):
             pending = self._queue.pop()
             if self._is_wanted(pending, now):
                 batch.append(pending)
+        self.lookahead.advance()
         return batch
 
     def _is_wanted(self, pending: Pending[Item, Result], now: float) -> bool:
@@ -289,10 +289,11 @@ class Batcher(Generic[Item, Result]):
         for pending in waiting:
             self._queue.remove(pending)
         _fail_all(waiting)
+        self.lookahead.fail(InferenceFailed(ENDED))
         if self._on_death is not None:
             self._on_death(error)
 
 
 def _fail_all(items: Iterable[Pending[Any, Any]]) -> None:
     for pending in items:
-        pending.fail(InferenceFailed("the batcher ended; see the log"))
+        pending.fail(InferenceFailed(ENDED))

@@ -18,6 +18,7 @@ from service.errors import EngineLost, InferenceFailed, MalformedRequest, Servic
 from service.independence.certificate import Certificate
 from service.independence.receipts import Receipt, logits_digest, pixels_digest
 from service.independence.spotcheck import SpotCheck
+from service.lookahead import Turn
 from service.model_metrics import ModelMetrics
 from service.preprocessing import QUICK_PIXELS, Accepted, Hold, decode, is_quick
 from service.queueing import Priority
@@ -166,14 +167,12 @@ class Classifier:
     ) -> Outcome:
         try:
             shares = self.shares and not is_replay
-            started = perf_counter()
-            pixels, digest = await self._pixels(image, deadline, with_digest=shares, is_alone=is_alone)
-            stage("decode", perf_counter() - started)
+            pixels, digest, turn = await self._prepare(image, deadline, priority, with_digest=shares, is_alone=is_alone)
             logits = self._cached(pixels, digest)
             if logits is None:
                 started = perf_counter()
                 job = Job(pixels, is_replay)
-                logits = await self._batcher.submit(job, deadline=deadline, priority=priority, key=digest)
+                logits = await self._batcher.submit(job, deadline=deadline, priority=priority, key=digest, turn=turn)
                 stage("infer", perf_counter() - started, model=self.model.name, version=self.model.version)
                 self._keep(digest, logits)
         except InferenceFailed as error:
@@ -192,14 +191,32 @@ class Classifier:
                 self.on_answer(image, answered)
         return answered
 
+    async def _prepare(
+        self, image: bytes | Pixels, deadline: float, priority: Priority, *, with_digest: bool, is_alone: bool
+    ) -> tuple[Pixels, str | None, Turn | None]:
+        """Return an image's pixels, their digest if asked for, and the turn that it waited for if it had to."""
+        quick = is_alone and self._is_small and isinstance(image, bytes) and is_quick(image)
+        is_work = isinstance(image, bytes) and not quick  # many quick ones in a row would hold the event loop together
+        lookahead, turn = self._batcher.lookahead, None
+        if is_work or len(lookahead) > 0:  # what costs nothing to prepare waits only behind what does
+            turn = await lookahead.turn(deadline=deadline, priority=priority)
+            stage("queue", turn.waited_s)
+        started = perf_counter()
+        try:
+            pixels, digest = await self._pixels(image, deadline, with_digest=with_digest, is_quick=quick)
+        finally:
+            if turn is not None:
+                lookahead.end()
+        stage("decode", perf_counter() - started)
+        return pixels, digest, turn
+
     async def _pixels(
-        self, image: bytes | Pixels, deadline: float, *, with_digest: bool, is_alone: bool
+        self, image: bytes | Pixels, deadline: float, *, with_digest: bool, is_quick: bool
     ) -> tuple[Pixels, str | None]:
         if not isinstance(image, bytes):
             return image, pixels_digest(image) if with_digest else None
         work = partial(self._decode, with_digest=with_digest)
-        quick = is_alone and self._is_small and is_quick(image)  # many in a row would hold the event loop together
-        return await self._decoders.decode(work, image, deadline=deadline, observer=self.metrics, is_quick=quick)
+        return await self._decoders.decode(work, image, deadline=deadline, observer=self.metrics, is_quick=is_quick)
 
     def _suspect(self) -> None:
         if self._examination is None or self._examination.done():

@@ -112,13 +112,16 @@ class Opener:
         metrics = self._metrics.model(model.name, model.version, model.form, model.digest, model.manifest)
         is_certified = certificate is not None and certificate.verdict == "certified"
         runner = Runner(model, certificate if is_certified else None, metrics)
+        lanes = lanes or settings.lanes or (settings.cores_share if self._device.used == "cpu" else 1)
+        decoding = settings.decode_threads or settings.cores_share
         batcher: Batcher[Job, Logits] = Batcher(
             runner.run,
             observer=metrics,
             take=runner.take,
             max_batch_size=settings.max_batch_size,
             max_queue_size=settings.queue_share,
-            lanes=lanes or settings.lanes or (settings.cores_share if self._device.used == "cpu" else 1),
+            lanes=lanes,
+            ahead=lambda: lanes * (runner.most_together or settings.max_batch_size) + decoding,
             max_queue_delay_ms=settings.max_queue_delay_ms,
             on_death=self._on_death,
         )

@@ -5,8 +5,9 @@ has waited longest, of whatever class: so low keeps an eighth of the rate under 
 """
 
 import asyncio
+import math
 from collections import OrderedDict
-from collections.abc import Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass, field
 from typing import Generic, Literal, TypeVar, get_args
 
@@ -21,12 +22,39 @@ OLDEST_EVERY = 8
 LATE = "the deadline passed before the image could be answered"
 
 
+def fair_share(waiting: int, idle_lanes: int) -> int:
+    """Divide what waits among the idle lanes, so that none takes all while another idles."""
+    return math.ceil(waiting / idle_lanes)
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Waiter(Generic[Result]):
     """One caller, who may leave by himself; `deadline` is a time of the batcher's clock, in seconds."""
 
     future: asyncio.Future[Result]
     deadline: float
+
+    async def outcome(self, now: float, on_left: Callable[[str], None]) -> Result:
+        """Wait for the result; `now` is the batcher's time. Raises DeadlineExceeded at the deadline.
+
+        `on_left` hears why the caller has left without one: "deadline" or "cancelled".
+        """
+        timer = asyncio.get_running_loop().call_later(
+            self.deadline - now, self._expire, on_left
+        )  # a third of a timeout
+        try:
+            return await self.future
+        except asyncio.CancelledError:
+            if self.future.cancelled():  # else its deadline or its answer came first
+                on_left("cancelled")
+            raise
+        finally:
+            timer.cancel()
+
+    def _expire(self, on_left: Callable[[str], None]) -> None:
+        if not self.future.done():
+            self.future.set_exception(DeadlineExceeded(LATE))
+            on_left("deadline")
 
 
 @dataclass(slots=True, eq=False)

@@ -69,6 +69,11 @@ class Runner:
             return -(-waiting // idle_lanes)
         return self._planner.take(waiting, idle_lanes)
 
+    @property
+    def most_together(self) -> int | None:
+        """How many images one run takes at most, or None where nothing but the batcher bounds it."""
+        return None if self._planner is None else self._planner.largest
+
     def run(self, jobs: Sequence[Job]) -> list[Logits]:
         """Return the logits (classes,) of each job. Raises InferenceFailed where a model gives what is not finite."""
         thread = threading.get_ident()
