@@ -7,7 +7,7 @@ from service.engine import Shape
 
 RUN_OVERHEAD_S = 0.0002  # what a run costs beside its kernels, in the queue, threads and futures; measured with mnist
 WORTH_ALL_CORES = 0.8  # a lone image takes all cores where that needs at most this share of the time on one
-WORTH_WAITING = 0.03  # a larger batch has to answer so much more images a second: all in it wait for the last of them
+WORTH_WAITING = 0.015  # a larger batch has to answer so much more images a second: all in it wait for the last
 TAIL = 4  # beyond so many of the largest batches, how the tail is cut decides nothing about the first run
 
 

@@ -1,9 +1,8 @@
 """What happens when clients misbehave: too many at once, who leave; a bad image among good ones; a bomb.
 
-Clients are plain sockets on threads; each scenario lasts a few seconds.
+Each scenario lasts a few seconds.
 """
 
-import socket
 import struct
 import time
 import urllib.request
@@ -11,6 +10,7 @@ import zlib
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
+from benchmarks.serving.callers import ask
 from benchmarks.serving.processes import cpu_s, proportional_mb, tree
 from benchmarks.serving.servers import Request, Server, post
 
@@ -35,24 +35,19 @@ class Crowd:
 
 def crowd(server: Server) -> Crowd:
     """Send 512 requests at once, twice. The first time with a deadline, where the server knows one."""
-    head = f"X-Request-Timeout-Ms: {PATIENCE_MS}\r\n"
-    with ThreadPoolExecutor(CROWD) as pool:
-        waited = list(pool.map(lambda _: _ask_once(server, head), range(CROWD)))
+    calls = ask(server.port, _bytes_of(server, f"X-Request-Timeout-Ms: {PATIENCE_MS}\r\n"), CROWD)
     time.sleep(1)  # what the first crowd left behind is not the second one's
-    gone = [_send(server, "") for _ in range(CROWD)]
-    time.sleep(LEAVE_AFTER_S)  # the patience of those who leave
-    for connection in gone:
-        connection.close()
+    ask(server.port, _bytes_of(server, ""), CROWD, patience_s=LEAVE_AFTER_S)
     rows, started = _rows(server), time.monotonic()
     status = post(server.port, server.request)
     next_s = time.monotonic() - started
     more = _rows(server)
-    statuses = [status for status, _ in waited]
+    statuses = [call.status for call in calls]
     return Crowd(
         statuses.count(200),
         statuses.count(429) + statuses.count(504) + statuses.count(503),
         sum(one not in {200, 429, 503, 504} for one in statuses) + (status != 200),
-        max(seconds for _, seconds in waited),
+        max(call.waited_s for call in calls),
         next_s,
         None if rows is None or more is None else more - rows - 1,
     )
@@ -101,23 +96,11 @@ def _spoil(body: bytes) -> bytes:
     return body[:middle] + bytes(b"A"[0] for _ in range(len(body) - middle - 80)) + body[-80:]
 
 
-def _send(server: Server, head: str) -> socket.socket:
+def _bytes_of(server: Server, head: str) -> bytes:
+    """Return a request as it goes over the wire, with more lines of its head."""
     request = server.request
-    connection = socket.create_connection(("127.0.0.1", server.port), timeout=60)
     lines = f"POST {request.path} HTTP/1.1\r\nhost: x\r\ncontent-type: {request.content_type}\r\n"
-    connection.sendall(f"{lines}{head}content-length: {len(request.body)}\r\n\r\n".encode() + request.body)
-    return connection
-
-
-def _ask_once(server: Server, head: str) -> tuple[int, float]:
-    started = time.monotonic()
-    try:
-        with _send(server, head) as connection:
-            answer = connection.recv(65536)
-    except OSError:
-        answer = b""
-    status = int(answer.split(b" ", 2)[1]) if answer.startswith(b"HTTP/") else 0
-    return status, time.monotonic() - started
+    return f"{lines}{head}content-length: {len(request.body)}\r\n\r\n".encode() + request.body
 
 
 def _rows(server: Server) -> int | None:
