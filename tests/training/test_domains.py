@@ -92,3 +92,15 @@ def test_a_card_gets_the_numbers_of_the_one_domain_that_its_artifact_holds(
         card = (folder / "README.md").read_text().partition("## Evaluation")[2]
         assert f"{accuracy:.2%} of {images:,} test images" in card
     assert main(["evaluate", str(run), "--out", str(tmp_path / "out"), "--card", str(tmp_path), *data]) == 1
+
+
+def test_a_separate_run_is_examined_with_images_of_a_domain_where_its_data_lies(
+    domain_data: Path, run: Path, monkeypatch: pytest.MonkeyPatch, capsys
+):
+    monkeypatch.delenv("FOLDSERVE_DATA", raising=False)
+    images = next(domain_data.rglob("*.png")).parent
+    where = ["--data-dir", str(domain_data)]
+    main(["inspect", str(run), "--data", str(images), *where, "--domain", "negative", "--json"])
+    drift = json.loads(capsys.readouterr().out)["data"]["drift"]
+    assert len(drift) == 4
+    assert all(".domains.negative" in one["layer"] for one in drift)

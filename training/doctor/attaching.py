@@ -2,7 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import onnx
@@ -17,44 +17,55 @@ from training.export import OPSET, quiet
 from training.importing.module import call_function, fit
 from training.importing.preprocessing import Wishes, choose
 from training.normalization import batch_norms
-from training.normalization.domains import DomainNorm
+from training.normalization.domains import DomainNorm, activate
 from training.run import load_run
 
 BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
 
 
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Where a checkpoint's network comes from: a function PACKAGE.MODULE:FUNCTION, or its run folder.
+
+    A run's data set is looked for in `data_dir`; images run through the BatchNorm of `domain`.
+    """
+
+    function: str | None = None
+    data_dir: Path | None = None
+    domain: str | None = None
+
+
 def attach(
-    subject: Subject, function: str | None, wishes: Wishes, *, for_images: bool, say: Callable[[str], None]
+    subject: Subject, source: Source, wishes: Wishes, *, for_images: bool, say: Callable[[str], None]
 ) -> tuple[Subject, Wishes]:
     """Return a checkpoint's subject with its network, and how its images are prepared.
 
-    `function` is PACKAGE.MODULE:FUNCTION; a run folder knows its network and its preprocessing. An ONNX file is a graph
-    already and comes back as it is. `for_images`: make a graph too; layers that it never calls come last.
-    Raises UsageError where there is no network to be had, or images cannot tell which domain's BatchNorm they are for;
-    FileRefused where it is another one.
+    A run folder knows its network and its preprocessing. An ONNX file is a graph already and comes back as it is.
+    `for_images`: make a graph too; layers that it never calls come last.
+    Raises UsageError where there is no network to be had, or nobody says which domain's BatchNorm the images are for;
+    FileRefused where it is another one; DataError where a run's data set is gone.
     """
     path = Path(subject.path)
     if subject.checkpoint is None:
-        if function is not None:
-            raise UsageError(f"{path} has its own graph; --network is for checkpoints")
+        _refuse_for_graph(path, source)
         return subject, wishes
-    if function is None and not path.is_dir():
+    if source.function is None and not path.is_dir():
         raise UsageError(
             f"{path} has no graph to run images through; name its network: --network PACKAGE.MODULE:FUNCTION"
         )
     size: tuple[int, int] | None = None
-    if function is not None:
-        network = call_function(function)
+    if source.function is not None:
+        network = call_function(source.function)
         lacking = [f"{name}.{word}" for name, _ in batch_norms(network) for word in BUFFERS]
-        network = fit(network, subject.checkpoint, path, function, lacking=lacking)
+        network = fit(network, subject.checkpoint, path, source.function, lacking=lacking)
     else:
-        trained = load_run(path)
+        trained = load_run(path, source.data_dir)
         network, size = trained.network, trained.dataset.preprocessing.size
         wishes = replace(wishes, mean=wishes.mean or trained.pixels.mean, std=wishes.std or trained.pixels.std)
     attached = _with_network(subject, network)
     if not for_images:
         return attached, wishes
-    _check_one_domain(path, network)
+    _choose_domain(path, network, source.domain)
     spec, notes = choose(wishes, _channels(network), size)
     for note in notes:
         say(f"note     {note}")
@@ -121,11 +132,25 @@ def _in_order(layers: tuple[Layer, ...], model: onnx.ModelProto) -> tuple[Layer,
     return tuple(sorted(layers, key=lambda layer: order.get(layer.name, len(order))))
 
 
-def _check_one_domain(path: Path, network: nn.Module) -> None:
-    """Raise UsageError where each domain has BatchNorm of its own: a graph holds one domain's alone."""
+def _refuse_for_graph(path: Path, source: Source) -> None:
+    given = {"--network": source.function, "--domain": source.domain, "--data-dir": source.data_dir}
+    for flag, value in given.items():
+        if value is not None:
+            raise UsageError(f"{path} has its own graph; {flag} is for checkpoints and run folders")
+
+
+def _choose_domain(path: Path, network: nn.Module, domain: str | None) -> None:
+    """Let the domain's BatchNorm run. Raises UsageError where it is not named, or there is none of that name."""
     norm = next((one for one in network.modules() if isinstance(one, DomainNorm)), None)
-    if norm is not None:
+    if norm is None:
+        if domain is not None:
+            raise UsageError(f"{path} has one BatchNorm for all images; leave out --domain {domain}")
+        return
+    names = ", ".join(norm.domains)
+    if domain is None:
         raise UsageError(
-            f"{path} has BatchNorm of its own for each of {', '.join(norm.domains)}, and --data cannot tell whose the "
-            "images are; without --data every domain's is examined, and repaired exactly"
+            f"{path} has BatchNorm for each of {names} of its own; name whose the images are: --domain NAME"
         )
+    if domain not in norm.domains:
+        raise UsageError(f"{path} has no BatchNorm for --domain {domain}; there are {names}")
+    activate(network, domain)

@@ -6,7 +6,10 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from training.errors import UsageError
+
 if TYPE_CHECKING:
+    from training.doctor.attaching import Source
     from training.importing.preprocessing import Wishes
 
 
@@ -48,6 +51,8 @@ def _add_network(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--network", metavar="PACKAGE.MODULE:FUNCTION", help="the function that returns the network of a checkpoint"
     )
+    parser.add_argument("--domain", metavar="NAME", help="whose images --data are, where BatchNorm is one for each")
+    parser.add_argument("--data-dir", type=Path, metavar="DIR", help="a run: where data sets lie [FOLDSERVE_DATA]")
 
 
 def add_preprocessing(parser: argparse._ActionsContainer) -> None:
@@ -72,12 +77,12 @@ def _inspect(arguments: argparse.Namespace) -> int:
     from training.doctor.text import as_text
 
     subject, wishes = read_subject(arguments.file, arguments.momentum), wishes_of(arguments)
+    _check_domain(arguments)
     if arguments.network is not None or arguments.data is not None:
         from training.doctor.attaching import attach
 
-        subject, wishes = attach(
-            subject, arguments.network, wishes, for_images=arguments.data is not None, say=_say_aside
-        )
+        source, for_images = _source_of(arguments), arguments.data is not None
+        subject, wishes = attach(subject, source, wishes, for_images=for_images, say=_say_aside)
     report = examine(subject)
     if arguments.data is not None:
         from training.doctor.data import examine_data
@@ -89,6 +94,18 @@ def _inspect(arguments: argparse.Namespace) -> int:
     return int(bool(report.errors))
 
 
+def _check_domain(arguments: argparse.Namespace) -> None:
+    """Raise UsageError where a domain is named and no images."""
+    if arguments.domain is not None and arguments.data is None:
+        raise UsageError("--domain says whose the images of --data are; without --data every domain is looked at")
+
+
+def _source_of(arguments: argparse.Namespace) -> "Source":
+    from training.doctor.attaching import Source
+
+    return Source(arguments.network, arguments.data_dir, arguments.domain)
+
+
 def _say_aside(text: str) -> None:
     """Standard output is the report's, which may be JSON."""
     print(text, file=sys.stderr)
@@ -97,13 +114,14 @@ def _say_aside(text: str) -> None:
 def _repair(arguments: argparse.Namespace) -> int:
     from training.doctor.mending import Repair, repair
 
+    _check_domain(arguments)
     order = Repair(
         arguments.file,
         arguments.out,
         momentum=arguments.momentum,
         updates=arguments.updates,
         data=arguments.data,
-        network=arguments.network,
+        source=_source_of(arguments),
         wishes=wishes_of(arguments),
     )
     repair(order)

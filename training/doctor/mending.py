@@ -12,7 +12,7 @@ from safetensors import safe_open
 from safetensors.torch import save
 
 from training.checkpoint import write_atomically
-from training.doctor.attaching import attach
+from training.doctor.attaching import Source, attach
 from training.doctor.checkpoints import REPAIRED_KEY, read_state
 from training.doctor.data import targets_of
 from training.doctor.norms import Subject
@@ -50,7 +50,7 @@ class Repair:
     momentum: float | None = None
     updates: int | None = None
     data: Path | None = None
-    network: str | None = None
+    source: Source = field(default_factory=Source)
     wishes: Wishes = field(default_factory=Wishes)
 
 
@@ -66,8 +66,8 @@ def repair(order: Repair, say: Callable[[str], None] = print) -> tuple[Mended, .
             f"{beside(order.out)} exists, where the old statistics would go; move it, or name another --out"
         )
     subject = read_subject(order.path, order.momentum)
-    if order.network is not None and order.data is None:
-        subject, _ = attach(subject, order.network, order.wishes, for_images=False, say=say)
+    if order.source.function is not None and order.data is None:
+        subject, _ = attach(subject, order.source, order.wishes, for_images=False, say=say)
     mended = _from_images(order, subject, say) if order.data is not None else _exactly(order, subject)
     for one in mended:
         say(one.line())
@@ -93,7 +93,7 @@ def _exactly(order: Repair, subject: Subject) -> tuple[Mended, ...]:
 def _from_images(order: Repair, given: Subject, say: Callable[[str], None]) -> tuple[Mended, ...]:
     """Re-estimate on the graph in float32 with an open batch; head and preprocessing stay the owner's."""
     assert order.data is not None
-    subject, wishes = attach(given, order.network, order.wishes, for_images=True, say=say)
+    subject, wishes = attach(given, order.source, order.wishes, for_images=True, say=say)
     assert subject.model is not None
     model = in_float32(with_output_shapes(copy_of(subject.model)))
     interface = read_interface(model)
