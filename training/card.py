@@ -61,7 +61,7 @@ def model_card(manifest: Manifest, digest: str, folder: Path) -> str:
         ("Input", f"{spec.size[0]} × {spec.size[1]} pixels, mode {spec.mode}, resize {spec.resize} ({spec.filter})"),
         *_origin(manifest.training),
         ("BatchNorm", f"{len({record.norm for record in manifest.folds})} folded, {len(manifest.kept)} kept"),
-        ("Folding", fold_error_line(manifest.fold_error) if manifest.fold_error else "not measured"),
+        ("Folding", _folding(manifest)),
         ("Parity", parity_line(manifest.parity, manifest.training.get("images", REAL))),
         ("Exact form", exact_line(manifest.exact)),
         ("Licence", str(manifest.licence)),
@@ -72,6 +72,12 @@ def model_card(manifest: Manifest, digest: str, folder: Path) -> str:
         f"# {manifest.name}, version {folder.name}\n\n| | |\n|---|---|\n{table}\n\n## Each BatchNorm\n\n```\n"
         f"{fold_table(manifest.folds, manifest.kept)}\n```\n"
     )
+
+
+def _folding(manifest: Manifest) -> str:
+    if manifest.fold_error:
+        return fold_error_line(manifest.fold_error)
+    return "not measured" if manifest.folds else "nothing was folded"
 
 
 def _origin(result: dict[str, Any]) -> tuple[tuple[str, str], ...]:

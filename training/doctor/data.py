@@ -18,11 +18,11 @@ from training.doctor.graph import norm_nodes
 from training.doctor.norms import Layer, Subject
 from training.doctor.repair import Statistics, population, up_to
 from training.errors import UsageError
-from training.folding.evaluation import AveragePool, BatchNormalization, Conv, ConvTranspose, MaxPool
+from training.folding.evaluation import OPERATORS, BatchNormalization
 from training.foreign.precision import in_float32
 from training.foreign.reference import CHUNK
 from training.importing.images import CHECKED, folder_images
-from training.importing.interface import Interface, read_interface
+from training.importing.interface import Interface, read_interface, refuse_huge
 from training.importing.original import inputs_for
 from training.importing.preprocessing import Wishes, choose
 from training.importing.published import IMAGENET_MEAN, IMAGENET_STD
@@ -72,6 +72,7 @@ def _calibrate(model: onnx.ModelProto, folder: Path, wishes: Wishes) -> Calibrat
     opened = in_float32(with_output_shapes(copy_of(model)))
     interface = read_interface(opened)
     spec, _ = choose(wishes, interface.channels, interface.size)
+    refuse_huge(opened, interface, spec.size)
     images, classes = folder_images(folder, spec, CHECKED)
     open_batch(opened, interface)
     return Calibration(opened, interface, spec, images, tuple(classes))
@@ -173,8 +174,9 @@ def _accuracy(calibration: Calibration) -> dict[str, float] | None:
     shuffled = np.random.default_rng(0).permutation(len(targets))  # a batch of one class has no fair statistics
     inputs = inputs_for(calibration.images, calibration.interface, calibration.spec)[shuffled]
     found = {}
+    rest = [one for one in OPERATORS if one is not BatchNormalization]
     for name, norm, together in (("running", BatchNormalization, CHUNK), ("batch", ByBatch, BATCH)):
-        evaluator = ReferenceEvaluator(calibration.model, new_ops=[norm, Conv, ConvTranspose, AveragePool, MaxPool])
+        evaluator = ReferenceEvaluator(calibration.model, new_ops=[norm, *rest])
         answers: list[Any] = [
             evaluator.run(None, {calibration.interface.input_name: inputs[at : at + together]})
             for at in range(0, len(inputs), together)

@@ -31,7 +31,7 @@ from training.doctor.text import named
 from training.errors import FileRefused, UsageError
 from training.foreign.precision import in_float32
 from training.importing.images import CALIBRATION, folder_images
-from training.importing.interface import read_interface
+from training.importing.interface import read_interface, refuse_huge
 from training.importing.original import inputs_for
 from training.importing.preprocessing import Wishes, choose
 from training.importing.rewrite import copy_of, open_batch, with_output_shapes
@@ -98,6 +98,7 @@ def _from_images(order: Repair, given: Subject, say: Callable[[str], None]) -> t
     model = in_float32(with_output_shapes(copy_of(subject.model)))
     interface = read_interface(model)
     spec, _ = choose(wishes, interface.channels, interface.size)
+    refuse_huge(model, interface, spec.size)
     images, classes = folder_images(order.data, spec, 2 * CALIBRATION)
     open_batch(model, interface)
     inputs, before = inputs_for(images, interface, spec), copy_of(model)

@@ -15,6 +15,7 @@ from training.folding.network import Account, Join, Layer, Other, Passage, Place
 from training.folding.passages import Change, Stays
 
 FLOAT16_MAX = 65504.0
+FARTHEST = 100  # steps that a change may pass; networks have a handful, and Python's stack ends
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +110,7 @@ def _against_stream(value: Value, change: Change, through: tuple[Step, ...]) -> 
     """Yield what must change for `change`, applied to `value`, to be dropped. Raises Stays."""
     if change.affine.is_identity:
         return
+    _check_way(through)
     step = value.producer
     if step is None:
         raise Stays("what feeds it is neither a convolution nor a linear layer, but an input")
@@ -130,6 +132,7 @@ def _with_stream(value: Value, change: Change, through: tuple[Step, ...]) -> Ite
     """Yield what must change for `value` to lack `change` and what reads it to notice nothing. Raises Stays."""
     if change.affine.is_identity:
         return
+    _check_way(through)
     if value.escapes or not value.users:
         raise Stays("its output is an output of the network")
     for step in value.users:
@@ -139,6 +142,11 @@ def _with_stream(value: Value, change: Change, through: tuple[Step, ...]) -> Ite
             yield from _with_stream(step.output, step.rule.forward(change), (*through, step))
         else:
             raise Stays(f"{step.kind} {step.name} reads it, not only convolutions and linear layers")
+
+
+def _check_way(through: tuple[Step, ...]) -> None:
+    if len(through) > FARTHEST:
+        raise Stays(f"more than {FARTHEST} steps lie between")
 
 
 def _edit(step: Layer | Rescale, change: Change, place: Place, through: tuple[Step, ...]) -> _Edit:

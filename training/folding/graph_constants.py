@@ -1,11 +1,12 @@
 """What is constant in an ONNX graph: initializers, Constant nodes, and arithmetic on those alone."""
 
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
+from onnx import GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper, shape_inference
 from onnx.reference import ReferenceEvaluator
 
 FLOATS = {TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE, TensorProto.BFLOAT16}
@@ -14,6 +15,21 @@ COMPUTED = frozenset({
     "Identity", "Cast", "CastLike", "Shape", "Reshape", "Squeeze", "Unsqueeze", "Transpose", "Flatten", "Concat",
     "Expand", "Sqrt", "Reciprocal", "Neg", "Pow", "Add", "Sub", "Mul", "Div",
 })  # fmt: skip
+LARGEST = 2**28  # bytes that may be computed beside what the stored weights explain
+STEPS = 8  # values of its own size that a weight may pass through: standardising takes six
+WIDEST = 8  # bytes of a number; what is computed here is float64 or int64
+FEW = 1024  # numbers that may be a shape, axes or a scale
+
+
+def room_for(graph: GraphProto) -> int:
+    """Return the bytes that may be computed from a graph's weights, in all: a few bytes can ask for any number."""
+    return LARGEST + STEPS * sum(map(_stored, graph.initializer))
+
+
+def _stored(tensor: TensorProto) -> int:
+    """Return the bytes that a tensor really has, whatever its shape says; a number outside raw_data counts as 8."""
+    typed = (tensor.float_data, tensor.int32_data, tensor.int64_data, tensor.double_data, tensor.uint64_data)
+    return len(tensor.raw_data) + WIDEST * sum(map(len, typed))
 
 
 def opset_of(model: ModelProto) -> int:
@@ -28,6 +44,8 @@ class Constants:
         """`given` are the names that a caller may set, whatever the file stores for them."""
         self._opset = opset
         self._outer = outer
+        self._graph = graph
+        self._room: int | None = None  # bytes that may still be computed; counted where something is
         self._tensors = {tensor.name: tensor for tensor in graph.initializer if tensor.name not in given}
         self._nodes: dict[str, NodeProto] = {}
         self._known: dict[str, NDArray[Any] | None] = {}
@@ -53,9 +71,21 @@ class Constants:
 
     def array(self, name: str) -> NDArray[Any] | None:
         """Return the value, numbers with a fraction in float64; None for what is not constant, or not readable."""
-        if name not in self._known:
-            self._known[name] = self._read(name)
+        waiting = [name]
+        while waiting:  # not by calling itself: a file may hold chains longer than Python's stack
+            needs = self._needs(waiting[-1])
+            waiting += needs
+            if not needs:
+                last = waiting.pop()
+                if last not in self._known:
+                    self._known[last] = self._read(last)
         return self._known[name]
+
+    def _needs(self, name: str) -> list[str]:
+        """Return what must be known before `name` can be."""
+        if name in self._known or name not in self._nodes:
+            return []
+        return [one for one in _numbers(self._nodes[name]) if one and one not in self._known]
 
     def floats(self, name: str) -> NDArray[np.float64] | None:
         """Return the value where it holds numbers with a fraction."""
@@ -77,8 +107,9 @@ class Constants:
     def _compute(self, node: NodeProto) -> NDArray[Any] | None:
         if node.op_type == "Constant":
             return _constant_node(node)
-        inputs = {name: self.array(name) for name in _numbers(node) if name}
-        if any(values is None for values in inputs.values()):
+        wanted = {name for name in _numbers(node) if name}
+        inputs = {name: values for name in wanted if (values := self.array(name)) is not None}
+        if len(inputs) < len(wanted):
             return None
         first = self.floats(node.input[0])
         to_float = node.op_type == "CastLike" or (node.op_type == "Cast" and _attribute(node, "to") in FLOATS)
@@ -86,7 +117,16 @@ class Constants:
             return first
         if node.op_type == "CastLike":
             return None  # to a type that only the other input tells
-        return _evaluate(node, inputs, self._opset)
+        return _evaluate(node, inputs, self._opset) if self._has_room(_size(node, inputs, self._opset)) else None
+
+    def _has_room(self, size: float) -> bool:
+        """Whether so many bytes may be computed; they count from then on."""
+        if self._room is None:
+            self._room = room_for(self._graph)
+        if size > self._room:
+            return False
+        self._room -= int(size)
+        return True
 
 
 def _numbers(node: NodeProto) -> list[str]:
@@ -117,12 +157,7 @@ def _constant_node(node: NodeProto) -> NDArray[Any] | None:
 
 def _evaluate(node: NodeProto, inputs: Mapping[str, Any], opset: int) -> NDArray[Any] | None:
     """Run one node by ONNX's own reference, on float64 whatever the file's type is."""
-    *infos, result = (
-        helper.make_tensor_value_info(name, TensorProto.DOUBLE, None) for name in (*inputs, node.output[0])
-    )
-    model = helper.make_model(
-        helper.make_graph([node], "constant", infos, [result]), opset_imports=[helper.make_opsetid("", opset)]
-    )
+    model = _alone(node, inputs, opset)
     try:
         with np.errstate(all="ignore"):
             first, *_ = ReferenceEvaluator(model).run(None, dict(inputs))
@@ -130,6 +165,30 @@ def _evaluate(node: NodeProto, inputs: Mapping[str, Any], opset: int) -> NDArray
     except Exception:  # noqa: BLE001 - the reference raises whatever NumPy does; then it is not taken for a constant
         return None
     return values.astype(np.float64) if values.dtype.kind == "f" else values
+
+
+def _size(node: NodeProto, inputs: Mapping[str, NDArray[Any]], opset: int) -> float:
+    """Return the bytes of what one node would give, by ONNX's shape inference; infinity where that cannot tell."""
+    model = _alone(node, inputs, opset)
+    small = {name: values for name, values in inputs.items() if values.size <= FEW}
+    model.graph.initializer.extend(numpy_helper.from_array(values, name) for name, values in small.items())
+    try:
+        output = shape_inference.infer_shapes(model).graph.output[0].type.tensor_type
+    except Exception:  # noqa: BLE001 - ONNX raises types of its own
+        return math.inf
+    if not output.HasField("shape") or not all(dim.HasField("dim_value") for dim in output.shape.dim):
+        return math.inf
+    return float(WIDEST * math.prod(int(dim.dim_value) for dim in output.shape.dim))
+
+
+def _alone(node: NodeProto, inputs: Mapping[str, NDArray[Any]], opset: int) -> ModelProto:
+    """Return a model of one node, whose inputs have the types and shapes of the values given."""
+    infos = [
+        helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(values.dtype), values.shape)
+        for name, values in inputs.items()
+    ]
+    graph = helper.make_graph([node], "constant", infos, [ValueInfoProto(name=node.output[0])])
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)])
 
 
 def names_read_inside(nodes: Iterable[NodeProto]) -> Iterator[str]:

@@ -1,18 +1,20 @@
 """Reads an ONNX graph into a `network`: its steps in order, and which nodes each step stands for."""
 
+import math
 from collections import Counter
 from dataclasses import dataclass, field
 
 import numpy as np
-from onnx import GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto, shape_inference
+from onnx import GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto, helper, shape_inference
 
 from service.manifest import KeptRecord
 from training.folding.algebra import Affine
-from training.folding.graph_constants import Constants, names_read_inside
+from training.folding.graph_constants import FEW, FLOATS, Constants, names_read_inside
 from training.folding.graph_operators import Call, read_node
 from training.folding.network import Account, Layer, Other, Rescale, Step, Value
 from training.folding.passages import Shape
 
+GIVEN_APART = 4  # from this IR version on, an initializer need not be an input too
 FLOAT16_MAX, FLOAT32_MAX = (float(np.finfo(dtype).max) for dtype in (np.float16, np.float32))
 
 
@@ -31,11 +33,32 @@ class Read:
 
 
 def infer_shapes(model: ModelProto) -> ModelProto:
-    """Return the model with the shapes that ONNX can infer; as it is where it cannot."""
+    """Return the graph with the shapes that ONNX can infer, as they are where it cannot, and without large weights.
+
+    Large weights tell no shape but their own, and inference would copy them several times.
+    """
+    light = _light(model)
     try:
-        return shape_inference.infer_shapes(model, data_prop=True)
+        return shape_inference.infer_shapes(light, data_prop=True)
     except Exception:  # noqa: BLE001 - ONNX raises types of its own; without shapes less is folded, nothing wrongly
-        return model
+        return light
+
+
+def _light(model: ModelProto) -> ModelProto:
+    """Return a copy in which large weights of the main graph are inputs of their type and shape."""
+    light, source = ModelProto(ir_version=max(model.ir_version, GIVEN_APART)), model.graph
+    light.opset_import.extend(model.opset_import)
+    light.functions.extend(model.functions)
+    graph = light.graph
+    for name in ("node", "input", "output", "value_info"):
+        getattr(graph, name).extend(getattr(source, name))
+    known = {entry.name for entry in source.input}
+    for tensor in source.initializer:
+        if tensor.data_type not in FLOATS or math.prod(tensor.dims) <= FEW:
+            graph.initializer.append(tensor)
+        elif tensor.name not in known:
+            graph.input.append(helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims))
+    return light
 
 
 def read_graph(graph: GraphProto, shaped: GraphProto, constants: Constants, opset: int, outer: Read | None) -> Read:

@@ -88,14 +88,18 @@ def fold_unmeasured(model: ModelProto) -> FoldedGraph:
     opset = opset_of(model)
     if opset < OLDEST_OPSET:
         raise NotFoldable(f"the file is of opset {opset}; export it again with opset {OLDEST_OPSET} or newer")
-    copy = (
-        inliner.inline_local_functions(model) if model.functions else ModelProto.FromString(model.SerializeToString())
-    )
+    copy = inliner.inline_local_functions(model) if model.functions else _copy_of(model)
     work = _Work(copy, opset, Names(copy.graph))
     given = frozenset(entry.name for entry in copy.graph.input) if copy.ir_version >= INPUTS_ARE_GIVEN else frozenset()
     _fold(work, copy.graph, infer_shapes(copy).graph, given, None)
     report = FoldReport(tuple(work.folds), tuple(work.kept))
     return FoldedGraph(copy, report, work.exact, tuple(work.witnesses))
+
+
+def _copy_of(model: ModelProto) -> ModelProto:
+    copy = ModelProto()
+    copy.CopyFrom(model)
+    return copy
 
 
 def _fold(work: _Work, graph: GraphProto, shaped: GraphProto, given: frozenset[str], outer: Read | None) -> None:
@@ -121,9 +125,11 @@ def _fold(work: _Work, graph: GraphProto, shaped: GraphProto, given: frozenset[s
 def measure(model: ModelProto, folded: FoldedGraph, feeds: Feeds | None = None) -> FoldedGraph:
     """Run a model and its folded form, and return the latter with every error in its report.
 
-    In float64 the folded weights are those before rounding, so what is seen there is the algebra alone.
-    Raises NotFoldable where it is off by more than rounding explains.
+    In float64 the folded weights are those before rounding, so what is seen there is the algebra alone. Nothing is run
+    where nothing was folded. Raises NotFoldable where it is off by more than rounding explains.
     """
+    if folded.model == model:
+        return folded
     try:
         given = random_feeds(model) if feeds is None else dict(feeds)
         wide = {

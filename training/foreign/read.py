@@ -1,8 +1,8 @@
 """Reads an ONNX file that may be anything: damaged, hostile, or too large. Judges the file, not the network."""
 
+import math
 from pathlib import Path
 
-import numpy as np
 import onnx
 from google.protobuf.message import DecodeError
 from onnx import external_data_helper, helper
@@ -21,11 +21,13 @@ def load_onnx(path: Path) -> onnx.ModelProto:
     External data is read from the file's own folder alone. Raises FileRefused, with the mend.
     """
     model = _parse(path)
-    for tensor in stored_tensors(model):
-        if tensor.data_location == tensor.EXTERNAL:
-            _load_external(path, tensor)
-    if model.ByteSize() > LARGEST_BYTES:
+    outside = [tensor for tensor in stored_tensors(model) if tensor.data_location == tensor.EXTERNAL]
+    if sum(_bytes_outside(path, tensor) for tensor in outside) + path.stat().st_size > LARGEST_BYTES:
         raise FileRefused(f"{path}: with its weights it is over 2 GB; {LIMIT}")
+    for tensor in outside:
+        external_data_helper.load_external_data_for_tensor(tensor, str(path.parent.resolve()))
+        tensor.data_location = onnx.TensorProto.DEFAULT
+        del tensor.external_data[:]
     try:
         onnx.checker.check_model(model)
     except Exception as error:  # noqa: BLE001 - the checker raises what its C++ half throws
@@ -57,8 +59,18 @@ def _parse(path: Path) -> onnx.ModelProto:
     return model
 
 
-def _load_external(path: Path, tensor: onnx.TensorProto) -> None:
-    info = external_data_helper.ExternalDataInfo(tensor)
+def _bytes_outside(path: Path, tensor: onnx.TensorProto) -> int:
+    """Return how many bytes of another file would be read for a weight. Raises FileRefused where they must not be."""
+    try:
+        info = external_data_helper.ExternalDataInfo(tensor)
+        return _read_length(path, tensor, info)
+    except (ValueError, KeyError) as error:  # numbers that are none, a NUL in the path, a type that is not ONNX's
+        raise FileRefused(
+            f"{path} tells wrongly where its weight {tensor.name} lies ({error}); export the model again"
+        ) from None
+
+
+def _read_length(path: Path, tensor: onnx.TensorProto, info: external_data_helper.ExternalDataInfo) -> int:
     folder = path.parent.resolve()
     target = (folder / str(info.location)).resolve()  # links followed: what counts is where the bytes would come from
     if not info.location or Path(info.location).is_absolute() or not target.is_relative_to(folder):
@@ -67,20 +79,18 @@ def _load_external(path: Path, tensor: onnx.TensorProto) -> None:
         )
     if not target.is_file():
         raise FileRefused(f"{path} keeps its weight {tensor.name} in {info.location}, which is missing; put it beside")
-    _check_length(path, tensor, info, target.stat().st_size)
-    external_data_helper.load_external_data_for_tensor(tensor, str(folder))
-    tensor.data_location = onnx.TensorProto.DEFAULT
-    del tensor.external_data[:]
-
-
-def _check_length(path: Path, tensor: onnx.TensorProto, info: external_data_helper.ExternalDataInfo, size: int) -> None:
-    count = int(np.prod(tensor.dims, dtype=np.float64))
-    bytes_each = helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
-    needed = (count + 1) // 2 if tensor.data_type in HALF_BYTES else count * bytes_each
-    start = int(info.offset or 0)
-    length = needed if info.length is None else int(info.length)
+    size, start, needed = target.stat().st_size, int(info.offset or 0), _needed(tensor)
+    length = size - start if info.length is None else int(info.length)
     if length < needed or start + length > size:
         raise FileRefused(
             f"{path}: {info.location} holds {size} bytes, the weight {tensor.name} needs {needed} from byte {start}; "
             "it was cut short; copy it again"
         )
+    return length
+
+
+def _needed(tensor: onnx.TensorProto) -> int:
+    count = math.prod(int(extent) for extent in tensor.dims)
+    if tensor.data_type in HALF_BYTES:
+        return (count + 1) // 2
+    return count * int(helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize)

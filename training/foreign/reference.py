@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from onnx.reference import ReferenceEvaluator
 
 from training.errors import FileRefused
-from training.folding.evaluation import AveragePool, BatchNormalization, Conv, ConvTranspose, MaxPool, in_float64
+from training.folding.evaluation import OPERATORS, in_float64
 from training.foreign.read import inputs_of
 
 CHUNK = 4  # every value inside the graph is held until a run ends
@@ -22,9 +22,8 @@ class Float64:
         wide = in_float64(model)
         self._input = inputs_of(wide.graph)[0].name
         self._output = wide.graph.output[0].name
-        fast = [BatchNormalization, Conv, ConvTranspose, AveragePool, MaxPool]
         try:
-            self._evaluator = ReferenceEvaluator(wide, new_ops=fast)
+            self._evaluator = ReferenceEvaluator(wide, new_ops=[*OPERATORS])
         except Exception as error:  # it raises whatever its operators do
             raise FileRefused(f"the graph cannot be run in float64: {type(error).__name__}: {error}") from error
 

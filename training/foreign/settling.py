@@ -5,21 +5,20 @@ tensor. Runtimes work both out when they load a file; the doctor, the proof and 
 """
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 
 import numpy as np
 import onnx
-from onnx import NodeProto, TensorProto, helper, numpy_helper, shape_inference
+from onnx import NodeProto, TensorProto, helper, numpy_helper
 
 from training.folding.evaluation import evaluate
-from training.folding.graph_constants import graphs_inside, names_read_inside
+from training.folding.graph_constants import LARGEST, graphs_inside, names_read_inside, room_for
+from training.folding.graph_reading import infer_shapes
 from training.foreign.read import inputs_of
 
 CHANCE = frozenset(
     {"RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Multinomial", "Bernoulli"}
 )
-LARGEST = 2**28  # bytes of what is computed: more is kept as the file has it
-STEPS = 8  # values of its own size that a weight may pass through: standardising takes six
 
 
 def settle(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -41,7 +40,7 @@ def _name_types(model: onnx.ModelProto) -> None:
     likes = [node for node in model.graph.node if node.op_type == "CastLike"]
     if not likes:
         return
-    graph = shape_inference.infer_shapes(model).graph
+    graph = infer_shapes(model).graph
     types = {value.name: value.type.tensor_type.elem_type for value in (*graph.value_info, *graph.input)}
     types |= {tensor.name: tensor.data_type for tensor in graph.initializer}
     for node in likes:
@@ -78,7 +77,7 @@ def _compute_constants(model: onnx.ModelProto) -> None:
 def _split(model: onnx.ModelProto) -> tuple[list[NodeProto], list[NodeProto]]:
     """Return the nodes to compute from nothing but constants, and the others; ONNX lists nodes in order of use."""
     graph, sizes = model.graph, _sizes(model)
-    room = LARGEST + STEPS * model.ByteSize()
+    room: float = room_for(graph)
     open_inputs = {value.name for value in inputs_of(graph)}
     known = {tensor.name for tensor in graph.initializer} - open_inputs
     fixed, rest = [], []
@@ -97,7 +96,7 @@ def _split(model: onnx.ModelProto) -> tuple[list[NodeProto], list[NodeProto]]:
 def _sizes(model: onnx.ModelProto) -> dict[str, int]:
     """Return the bytes of every value whose shape can be told without computing it."""
     found = {}
-    for value in shape_inference.infer_shapes(model, data_prop=True).graph.value_info:
+    for value in infer_shapes(model).graph.value_info:
         tensor = value.type.tensor_type
         if tensor.HasField("shape") and all(dim.HasField("dim_value") for dim in tensor.shape.dim):
             width = helper.tensor_dtype_to_np_dtype(tensor.elem_type).itemsize
@@ -105,13 +104,12 @@ def _sizes(model: onnx.ModelProto) -> dict[str, int]:
     return found
 
 
-def _values(model: onnx.ModelProto, nodes: Iterable[NodeProto]) -> dict[str, np.ndarray]:
-    part = onnx.ModelProto()
-    part.CopyFrom(model)
-    graph = part.graph
-    for field in (graph.node, graph.input, graph.output, graph.value_info):
-        del field[:]
-    graph.node.extend(nodes)
+def _values(model: onnx.ModelProto, nodes: list[NodeProto]) -> dict[str, np.ndarray]:
+    read = {name for node in nodes for name in node.input}
+    part = onnx.ModelProto(ir_version=model.ir_version)
+    part.opset_import.extend(model.opset_import)
+    part.graph.node.extend(nodes)
+    part.graph.initializer.extend(tensor for tensor in model.graph.initializer if tensor.name in read)
     return evaluate(part, {})
 
 

@@ -1,20 +1,23 @@
 """Is this an image classifier? Reads the inputs and outputs of a foreign graph, and says plainly why not."""
 
+import math
 from dataclasses import dataclass
 from typing import NoReturn
 
 import numpy as np
 import onnx
-from onnx import TensorProto
+from onnx import TensorProto, helper
 
 from service.independence.proof.verdict import OPSETS
 from training.errors import FileRefused
 from training.folding.graph_constants import Constants, opset_of
+from training.folding.graph_reading import infer_shapes
 from training.foreign.precision import FLOATS
 from training.foreign.read import inputs_of
 
 TEXT = frozenset({TensorProto.INT64, TensorProto.INT32, TensorProto.STRING})
 CHANNELS = (1, 3)
+MOST_NUMBERS = 2**29  # in one value: 2 GiB of float32, where 4096² attention in 16 heads is half of it
 PASSED = frozenset({"Identity", "Cast", "Transpose"})
 DOZENS = 50  # between the mean of standardised pixels, below 4, and of pixels 0–255, above 100
 
@@ -75,6 +78,24 @@ def refuse_unknown(model: onnx.ModelProto) -> None:
                 f"the graph has the operator {node.op_type} of {node.domain}, which is not one of ONNX's own; nothing "
                 "can be said of what it does. Export the model again with ONNX's operators alone"
             )
+
+
+def refuse_huge(model: onnx.ModelProto, interface: Interface, size: tuple[int, int]) -> None:
+    """Raise FileRefused where a value of one image of `size` is too large to run: few bytes can ask for any number."""
+    one = onnx.ModelProto()
+    one.CopyFrom(model)
+    given = next(value for value in one.graph.input if value.name == interface.input_name)
+    shape = (1, *size, interface.channels) if interface.channels_last else (1, interface.channels, *size)
+    given.CopyFrom(helper.make_tensor_value_info(given.name, given.type.tensor_type.elem_type, shape))
+    for value in infer_shapes(one).graph.value_info:
+        tensor = value.type.tensor_type
+        if tensor.HasField("shape") and all(dim.HasField("dim_value") for dim in tensor.shape.dim):
+            numbers = math.prod(dim.dim_value for dim in tensor.shape.dim)
+            if numbers > MOST_NUMBERS:
+                raise FileRefused(
+                    f"the graph makes {numbers:.3g} numbers of one image ({value.name}), more than the "
+                    f"{MOST_NUMBERS:.3g} that are taken; look at the sizes that its node asks for"
+                )
 
 
 def scales_itself(model: onnx.ModelProto, interface: Interface) -> str | None:

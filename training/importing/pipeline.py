@@ -36,7 +36,7 @@ from training.foreign.read import load_onnx
 from training.foreign.reference import Float64
 from training.foreign.settling import settle
 from training.importing.images import folder_images, folder_material, synthetic_images
-from training.importing.interface import Interface, read_interface, refuse_unknown, scales_itself
+from training.importing.interface import Interface, read_interface, refuse_huge, refuse_unknown, scales_itself
 from training.importing.labels import read_labels
 from training.importing.original import hold_against_original, inputs_for
 from training.importing.preprocessing import Wishes, choose
@@ -141,6 +141,7 @@ def take(model: onnx.ModelProto, wishes: Wishes, say: Callable[[str], None]) -> 
     for note in notes if not interface.takes_bytes else ():
         say(f"note     {note}")
     core = settle(original)
+    refuse_huge(core, interface, spec.size)
     softmax = without_softmax(core)
     if softmax:
         say(f"note     the final {softmax} is removed: the service answers with logits, and takes the softmax itself")

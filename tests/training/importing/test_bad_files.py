@@ -57,6 +57,45 @@ def _moved(location: str) -> Callable[[Path], None]:
     return change
 
 
+def _told(**entries: str) -> Callable[[Path], None]:
+    def change(path: Path) -> None:
+        model = onnx.load(path, load_external_data=False)
+        for tensor in model.graph.initializer:
+            told = {entry.key: entry.value for entry in tensor.external_data} | entries
+            del tensor.external_data[:]
+            for key, value in told.items():
+                tensor.external_data.add(key=key, value=value)
+        path.write_bytes(model.SerializeToString())
+
+    return change
+
+
+def _read_again_and_again(path: Path) -> None:
+    """One sparse gigabyte, asked for by every weight."""
+    with path.with_name("w.data").open("r+b") as file:
+        file.truncate(2**30)
+    _told(offset="0", length=str(2**30))(path)
+
+
+def _unknown_type(path: Path) -> None:
+    model = onnx.load(path, load_external_data=False)
+    model.graph.initializer[0].data_type = 99
+    path.write_bytes(model.SerializeToString())
+
+
+def _magnified(model: onnx.ModelProto) -> None:
+    model.graph.initializer.append(onnx.numpy_helper.from_array(np.array([1, 1, 2**12, 2**12]), "times"))
+    next(node for node in model.graph.node if node.op_type == "Conv").input[0] = "huge"
+    model.graph.node.insert(0, helper.make_node("Tile", ["x", "times"], ["huge"]))
+
+
+def _made_huge(model: onnx.ModelProto) -> None:
+    model.graph.initializer.append(onnx.numpy_helper.from_array(np.array([2**17, 2**17]), "size"))
+    next(node for node in model.graph.node if node.op_type == "Gemm").input.append("most")
+    model.graph.node.insert(0, helper.make_node("ReduceMax", ["huge"], ["most"], keepdims=0))
+    model.graph.node.insert(0, helper.make_node("ConstantOfShape", ["size"], ["huge"]))
+
+
 def _large(folder: Path) -> Path:
     with (folder / "x.onnx").open("wb") as file:
         file.truncate(2**31)  # sparse: it takes no room
@@ -111,6 +150,13 @@ CASES: dict[str, tuple[Callable[[Path], Path], str]] = {
     "external data cut short": (_external(_cut), "it was cut short; copy it again"),
     "external data outside": (_external(_moved("../w.data")), "outside its own folder; that is not read"),
     "external data missing": (_external(_moved("gone.data")), "in gone.data, which is missing; put it beside"),
+    "external data at no number": (_external(_told(offset="abc")), "tells wrongly where its weight filters lies"),
+    "external data before the start": (_external(_told(offset="-5")), "tells wrongly where its weight filters lies"),
+    "external data of a name with NUL": (_external(_moved("w\0.data")), "tells wrongly where its weight filters lies"),
+    "external data of no type": (_external(_unknown_type), "tells wrongly where its weight filters lies"),
+    "external data of 6 GB": (_external(_read_again_and_again), "with its weights it is over 2 GB"),
+    "an image blown up": (_edited(_magnified), "makes 7.25e+09 numbers of one image (huge)"),
+    "a constant blown up": (_edited(_made_huge), "makes 1.72e+10 numbers of one image (huge)"),
     "over 2 GB": (_large, "over 2 GB, more than protobuf can hold in one message; a model may have up to 2 GB"),
     "detector": (_edited(_detector), NO_CLASSIFIER + "it has 2 outputs (scores, convolved), as detectors do"),
     "text model": (_edited(_text), NO_CLASSIFIER + "its input x holds int64 numbers, as text models do"),
