@@ -197,8 +197,8 @@ def test_verify_sees_every_image_however_few_are_run_at_once(monkeypatch: pytest
     whole = verify(folded, images)
     monkeypatch.setattr(modules, "PIXELS_AT_ONCE", 64)
     parts = verify(folded, images)
-    for account in ("float32", "float32_unfolded"):  # float64's own rounding follows the batch's size
-        assert getattr(parts.end_to_end, account) == pytest.approx(getattr(whole.end_to_end, account), rel=0.5)
+    for account in ("float32", "float32_unfolded"):  # rounding follows the batch's size; an image left out is 100 times
+        assert 1 / 8 < getattr(parts.end_to_end, account) / getattr(whole.end_to_end, account) < 8
     images[3] = float("nan")
     with pytest.raises(NotFoldable):
         verify(folded, images)
