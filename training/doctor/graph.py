@@ -1,6 +1,6 @@
 """The checks on an ONNX graph: modes, batch statistics, what stands before each BatchNorm, the batch dimension."""
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from itertools import chain
 
@@ -31,6 +31,13 @@ def norm_nodes(graph: onnx.GraphProto) -> list[onnx.NodeProto]:
 def node_name(node: onnx.NodeProto) -> str:
     """Return what people call a node: its name, else its first output."""
     return node.name or node.output[0]
+
+
+def norm_names(graph: onnx.GraphProto) -> list[str]:
+    """Return a name for each of `norm_nodes`, all different: that of its output where several nodes share theirs."""
+    nodes = norm_nodes(graph)
+    count = Counter(map(node_name, nodes))
+    return [node_name(node) if count[node_name(node)] == 1 else node.output[0] for node in nodes]
 
 
 def layer_of(node: onnx.NodeProto, known: Constants) -> Layer:

@@ -30,6 +30,7 @@ from training.doctor.repair import (
 from training.doctor.text import named
 from training.errors import FileRefused, UsageError
 from training.foreign.precision import in_float32
+from training.foreign.read import load_onnx
 from training.importing.images import CALIBRATION, folder_images
 from training.importing.interface import read_interface, refuse_huge
 from training.importing.original import inputs_for
@@ -83,10 +84,7 @@ def _exactly(order: Repair, subject: Subject) -> tuple[Mended, ...]:
     if subject.model is None:
         _write_state(order, mended)
         return mended
-    model = onnx.ModelProto()
-    model.CopyFrom(subject.model)
-    mend_graph(model, mended)
-    write_atomically(order.out, model.SerializeToString())
+    _write_graph(order, subject.model, mended)
     return mended
 
 
@@ -113,9 +111,7 @@ def _from_images(order: Repair, given: Subject, say: Callable[[str], None]) -> t
     if subject.checkpoint is not None:
         _write_state(order, mended)
         return mended
-    original = copy_of(subject.model)
-    mend_graph(original, mended)
-    write_atomically(order.out, original.SerializeToString())
+    _write_graph(order, subject.model, mended)
     return mended
 
 
@@ -143,6 +139,15 @@ def _compared(
     if is_worse(old, new, len(targets)):
         raise FileRefused(f"{seen}; nothing was written: check the preprocessing, and that the images are the model's")
     return seen
+
+
+def _write_graph(order: Repair, examined: onnx.ModelProto, mended: tuple[Mended, ...]) -> None:
+    """Write the file as it came with other statistics, or as it was examined where its BatchNorm lies in functions."""
+    model = load_onnx(order.path)
+    if model.functions:
+        model = examined
+    mend_graph(model, mended)
+    write_atomically(order.out, model.SerializeToString())
 
 
 def _write_state(order: Repair, mended: tuple[Mended, ...]) -> None:

@@ -7,21 +7,26 @@ r = (1 − momentum)^n, so μ̂ = m/(1 − r) and σ̂² = (v − r)/(1 − r): 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from onnx import numpy_helper
+from onnx import helper, numpy_helper
 from safetensors.numpy import save
 
 from service.engine import choose_device, open_engine
 from training.checkpoint import write_atomically
-from training.doctor.graph import norm_nodes
+from training.doctor.graph import norm_names, norm_nodes
 from training.doctor.norms import Array, Layer
 from training.doctor.numbers import share_of
 from training.errors import FileRefused
+from training.folding.graph_constants import names_read_inside
+from training.folding.graph_reading import GIVEN_APART, infer_shapes
+from training.folding.graph_writing import Names
 
 CHUNK = 8
+WORDS = {3: "mean", 4: "var"}  # by the place among the inputs of BatchNormalization
 Statistics = tuple[Array, Array]
 
 
@@ -64,12 +69,17 @@ def without_initial_share(layer: Layer) -> Mended:
 
 
 def mend_graph(model: onnx.ModelProto, mended: Iterable[Mended]) -> None:
-    """Write statistics into BatchNormalization nodes, in place; each gets constants of its own."""
+    """Write statistics into BatchNormalization nodes, in place, in the type that they have; all else stays as it is.
+
+    An initializer that something else reads too is left alone, and so is what is none: the node gets one of its own.
+    Raises FileRefused where the type cannot hold a number.
+    """
     by_name = {one.name: one.after for one in mended}
-    for node in norm_nodes(model.graph):
-        name = node.name or node.output[0]
-        if name in by_name:
-            _write(model.graph, node, by_name[name])
+    graph, kinds = model.graph, _types(model)
+    for node, name in zip(norm_nodes(graph), norm_names(graph), strict=True):
+        for place, values in enumerate(by_name.get(name, ()), start=3):
+            stored = _in_type(values, kinds.get(node.input[place], onnx.TensorProto.FLOAT), name)
+            _write(model, node, place, stored)
 
 
 def estimate(model: onnx.ModelProto, layers: Iterable[Layer], images: NDArray[np.generic]) -> list[Mended]:
@@ -79,8 +89,8 @@ def estimate(model: onnx.ModelProto, layers: Iterable[Layer], images: NDArray[np
     (Chan, Golub, LeVeque 1983, equation 2.1), without Bessel's correction. `images` is what the model takes.
     """
     found, by_name = [], {layer.name: layer for layer in layers}
-    for node in norm_nodes(model.graph):
-        layer = by_name.get(node.name or node.output[0])
+    for node, name in zip(norm_nodes(model.graph), norm_names(model.graph), strict=True):
+        layer = by_name.get(name)
         if layer is None:
             continue
         statistics = population(up_to(model, node.input[0]), images)
@@ -88,7 +98,7 @@ def estimate(model: onnx.ModelProto, layers: Iterable[Layer], images: NDArray[np
         before = layer.running_mean if layer.running_mean is not None else zeros
         old_var = layer.running_var if layer.running_var is not None else zeros + 1
         found.append(Mended(layer.name, (before, old_var), statistics, None))
-        _write(model.graph, node, statistics)
+        mend_graph(model, found[-1:])
     return found
 
 
@@ -153,11 +163,35 @@ def with_updates(layers: Iterable[Layer], updates: int | None) -> tuple[Layer, .
     )
 
 
-def _write(graph: onnx.GraphProto, node: onnx.NodeProto, statistics: Statistics) -> None:
-    for place, (word, values) in enumerate(zip(("mean", "var"), statistics, strict=True), start=3):
-        name = f"{node.output[0]}_mended_{word}"
-        node.input[place] = name
-        stale = [tensor for tensor in graph.initializer if tensor.name == name]
-        for tensor in stale:
-            graph.initializer.remove(tensor)
-        graph.initializer.append(numpy_helper.from_array(values.astype(np.float32), name))
+def _types(model: onnx.ModelProto) -> dict[str, int]:
+    types = {value.name: value.type.tensor_type.elem_type for value in infer_shapes(model).graph.value_info}
+    return types | {tensor.name: tensor.data_type for tensor in model.graph.initializer}
+
+
+def _in_type(values: Array, kind: int, name: str) -> NDArray[Any]:
+    with np.errstate(over="ignore"):
+        stored: NDArray[Any] = values.astype(helper.tensor_dtype_to_np_dtype(kind))
+    if not np.isfinite(stored.astype(np.float64)).all():
+        raise FileRefused(f"{name}: a statistic of {np.abs(values).max():.3g} is beyond {stored.dtype}; widen the file")
+    return stored
+
+
+def _write(model: onnx.ModelProto, node: onnx.NodeProto, place: int, values: NDArray[Any]) -> None:
+    """Put one statistic where the node reads it from."""
+    graph, old = model.graph, node.input[place]
+    new = numpy_helper.from_array(values, old)
+    tensor = next((tensor for tensor in graph.initializer if tensor.name == old), None)
+    if tensor is not None and _uses(graph, old) == 1 and list(tensor.dims) == list(new.dims):
+        for field in ("float_data", "int32_data", "double_data"):
+            tensor.ClearField(field)
+        tensor.raw_data = new.raw_data
+        return
+    new.name = node.input[place] = Names(graph).fresh(f"{node.output[0]}_mended_{WORDS[place]}")
+    graph.initializer.append(new)
+    if model.ir_version < GIVEN_APART:
+        graph.input.append(helper.make_tensor_value_info(new.name, new.data_type, new.dims))
+
+
+def _uses(graph: onnx.GraphProto, name: str) -> int:
+    reads = [one for node in graph.node for one in node.input]
+    return [*reads, *names_read_inside(graph.node), *(output.name for output in graph.output)].count(name)

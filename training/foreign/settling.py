@@ -5,11 +5,12 @@ tensor. Runtimes work both out when they load a file; the doctor, the proof and 
 """
 
 import math
+from collections import Counter
 from collections.abc import Iterator
 
 import numpy as np
 import onnx
-from onnx import NodeProto, TensorProto, helper, numpy_helper
+from onnx import NodeProto, TensorProto, helper, inliner, numpy_helper
 
 from training.folding.evaluation import evaluate
 from training.folding.graph_constants import LARGEST, graphs_inside, names_read_inside, room_for
@@ -24,15 +25,24 @@ CHANCE = frozenset(
 def settle(model: onnx.ModelProto) -> onnx.ModelProto:
     """Return a copy in which no node computes from constants alone, and no cast takes its type from a tensor.
 
+    Functions of the file's own are written out, and nodes that share a name are called as their outputs.
     Constants are computed by ONNX's reference in the precision that the file has, as a runtime does. What cannot be
     computed so stays, and what takes far more memory than the file, or nobody knows how much: a few bytes can ask for
     any number of them.
     """
     settled = onnx.ModelProto()
-    settled.CopyFrom(model)
+    settled.CopyFrom(inliner.inline_local_functions(model) if model.functions else model)
+    _name_apart(settled.graph)
     _name_types(settled)
     _compute_constants(settled)
     return settled
+
+
+def _name_apart(graph: onnx.GraphProto) -> None:
+    count = Counter(node.name for node in graph.node)
+    for node in graph.node:
+        if node.name and count[node.name] > 1:
+            node.name = node.output[0]
 
 
 def _name_types(model: onnx.ModelProto) -> None:
