@@ -5,7 +5,7 @@ step as if it had never stopped, and several processes change an image as one wo
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -21,6 +21,7 @@ from training.data.decoding import ImageFiles, stream, worker_count
 from training.errors import UsageError
 
 EVALUATION_BATCH = 1000
+ALTERNATING = 2**31  # beside the seed: no epoch has this number
 SHARED_MIXED = -1  # the domain of a batch that comes from several
 
 
@@ -126,12 +127,15 @@ def training_batches(
     planned = plan(batches.domains, config, epoch)[first_step:]
     parts = [(step, part) for step, one in enumerate(planned, first_step) for part in _micro(one, config)]
     fetched = batches.fetch([_mine(part.indices) for _, part in parts])
+    mirrored = _mirrored(len(batches), config, epoch)
     for step in range(first_step, first_step + len(planned)):
         generator = seeded(config.seed, epoch, step)
         micro = []
         for _, part in parts[(step - first_step) * config.accumulate : (step - first_step + 1) * config.accumulate]:
             images, targets = next(fetched)
-            micro.append(Batch(_augmented(images, len(part.indices), config, generator), targets, part.domain))
+            turned = None if mirrored is None else mirrored[torch.from_numpy(part.indices)]
+            changed = _augmented(images, len(part.indices), config, generator, turned)
+            micro.append(Batch(changed, targets, part.domain))
         yield step, micro
 
 
@@ -158,10 +162,26 @@ def _share(count: int) -> slice:
     return slice(distributed.rank() * each, (distributed.rank() + 1) * each)
 
 
-def _augmented(images: Tensor, whole: int, config: TrainConfig, generator: torch.Generator) -> Tensor:
-    largest = Jitter(config.translate, config.rotate, config.scale, config.flip, config.cutout)
+def _augmented(
+    images: Tensor, whole: int, config: TrainConfig, generator: torch.Generator, mirrored: Tensor | None
+) -> Tensor:
+    is_drawn = config.flip and mirrored is None
+    largest = Jitter(config.translate, config.rotate, config.scale, is_drawn, config.cutout)
     changes = augmentation.draw(whole, images.shape[-2:], largest, generator)
+    if mirrored is not None:
+        changes = replace(changes, mirrored=mirrored)
     return augmentation.apply(images, changes.take(_share(whole)))
+
+
+def _mirrored(count: int, config: TrainConfig, epoch: int) -> Tensor | None:
+    """Return which of all images are mirrored in this epoch, (count,), None where each batch draws that anew.
+
+    airbench's alternating flip (Jordan 2024, arXiv 2404.00498): two epochs show both sides of every image.
+    """
+    if not (config.flip and config.alternate_flip):
+        return None
+    coins = torch.rand(count, generator=seeded(config.seed, ALTERNATING)) < 0.5
+    return coins if epoch % 2 else ~coins
 
 
 def _balanced(domains: NDArray[np.int64], generator: np.random.Generator) -> list[NDArray[np.int64]]:

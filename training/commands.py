@@ -1,6 +1,7 @@
 """The subcommands that train: `train`, `export`, `presets`. torch is loaded only when one of them runs."""
 
 import argparse
+import contextlib
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -100,7 +101,7 @@ def _train(arguments: argparse.Namespace) -> int:
         )
     config = _config(arguments)
     run = arguments.out or RUNS / arguments.preset
-    prepare_arithmetic(config)
+    prepare_arithmetic(_own_config(run, config) if arguments.resume else config)
     if arguments.dry_run or arguments.overfit is not None:
         return _try(arguments, config)
     from training.run import train
@@ -124,6 +125,13 @@ def _train(arguments: argparse.Namespace) -> int:
         print(f"  {domain}: test accuracy {accuracy:.2%}")
     print(f"next: foldserve export {run} --name {arguments.preset}")
     return 0
+
+
+def _own_config(run: Path, otherwise: TrainConfig) -> TrainConfig:
+    """Return what a run that goes on was configured with; where it cannot be read, `train` says so in its own words."""
+    with contextlib.suppress(UsageError):
+        return TrainConfig.from_mapping(read_config_file(run / "config.json"))
+    return otherwise
 
 
 def _try(arguments: argparse.Namespace, config: TrainConfig) -> int:

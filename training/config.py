@@ -19,6 +19,7 @@ from training.errors import UsageError
 CHOICES = {
     "device": ("auto", "cuda", "cpu"),
     "precision": ("auto", "float32", "bfloat16", "float16"),
+    "compile": ("off", "on", "auto"),
     "mode": ("auto", "L", "RGB"),
     "resize": ("exact", "shorter_side"),
     "domains": ("union", "batches", "separate"),
@@ -105,6 +106,7 @@ class TrainConfig:
     rotate: float = 0.0  # largest random turn, degrees
     scale: float = 0.0  # largest random stretch, share of the size
     flip: bool = False  # mirror half of the training images, left and right
+    alternate_flip: bool = False  # with flip: which half is drawn once, and each epoch shows the other sides
     cutout: float = 0.0  # side of a square that is blackened in each training image, pixels
     validation_images: int = 5000  # held out of the training images; `best` is chosen on them
     test_share: float = 0.15  # of an image folder that has no test part of its own
@@ -119,6 +121,7 @@ class TrainConfig:
     bn_bias_correction: bool = True  # running mean and variance without what is left of 0 and 1
     population_images: int = 10_000  # for population statistics at the end; 0: keep the running ones
     freeze_statistics_from: int = 0  # the epoch from which BatchNorm uses its running statistics as they are; 0: never
+    freeze_gamma: bool = False  # γ stays 1, β trains
     freeze_affine: bool = False  # γ and β stay as they were initialised
     sync_bn: bool = True  # under torchrun: BatchNorm sees the batch of all processes
     weight_ema: float = 0.0  # decay of the moving average of weights, by step; it is what is validated and kept
@@ -130,6 +133,7 @@ class TrainConfig:
     threads: int = 0  # of the CPU; 0: torch's choice, which is recorded
     seed: int = 0
     device: str = "auto"
+    compile: str = "off"  # on: steps run through torch.compile; auto: on CUDA, where that works
     precision: str = "auto"  # bfloat16 autocast on CUDA and on CPUs that multiply it, float32 elsewhere
 
     def __post_init__(self) -> None:
@@ -201,18 +205,20 @@ def data_folders(flag: Path | None) -> list[Path]:
 
 @dataclass(frozen=True, slots=True)
 class Launched:
-    """This process among those that torchrun started."""
+    """This process among those that torchrun started; `local` is of one machine."""
 
     rank: int
     local_rank: int
+    local_world_size: int
     world_size: int
 
 
 def launched_processes() -> Launched | None:
-    """Return what torchrun says of this process, None where there is one process alone."""
-    if int(os.environ.get("WORLD_SIZE", "1")) < 2:
+    """Return what torchrun says of this process, None where it did not start it."""
+    names = ("RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "WORLD_SIZE")
+    if any(name not in os.environ for name in names):
         return None
-    return Launched(int(os.environ["RANK"]), int(os.environ["LOCAL_RANK"]), int(os.environ["WORLD_SIZE"]))
+    return Launched(*(int(os.environ[name]) for name in names))
 
 
 def prepare_arithmetic(config: TrainConfig) -> None:

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 import torch
 from torch import distributed
 
-from training.config import launched_processes
+from training.config import Launched, launched_processes
 
 
 @contextmanager
@@ -16,19 +16,34 @@ def processes(device: torch.device) -> Iterator[torch.device]:
     if launched is None or distributed.is_initialized():
         yield device
         return
+    backend = "gloo"
     if device.type == "cuda":
-        device = torch.device("cuda", launched.local_rank)
+        index, backend = place(launched, torch.cuda.device_count())
+        device = torch.device("cuda", index)
         torch.cuda.set_device(device)
-    distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    distributed.init_process_group(backend, device_id=device if backend == "nccl" else None)
     try:
         yield device
     finally:
         distributed.destroy_process_group()
 
 
+def place(launched: Launched, gpus: int) -> tuple[int, str]:
+    """Return the number of this process's GPU, and what carries sums.
+
+    NCCL takes one process a GPU. Where processes share one, gloo carries the sums over the CPU: slower, and right.
+    """
+    return launched.local_rank % gpus, "nccl" if launched.local_world_size <= gpus else "gloo"
+
+
 def rank() -> int:
     """Return this process's number; 0 writes."""
     return distributed.get_rank() if distributed.is_initialized() else 0
+
+
+def is_joined() -> bool:
+    """True where torchrun started this process, be it the only one."""
+    return distributed.is_initialized()
 
 
 def world_size() -> int:

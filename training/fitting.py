@@ -56,6 +56,7 @@ class Fit:
     facts: Facts
     say: Callable[[str], None] = print
     is_stopping: bool = False
+    warm_up_s: float = 0.0  # of this process, outside the seconds of training
 
     @property
     def config(self) -> TrainConfig:

@@ -15,12 +15,13 @@ from torch.nn import functional
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from training import distributed
+from training import compiling, distributed
 from training.batches import Batch
 from training.config import TrainConfig
 from training.errors import Diverged, RunError
 from training.normalization.domains import activate
 from training.normalization.running import StatisticsKeeper
+from training.normalization.synchronized import keep_whole
 from training.optimization import penalty
 
 MOST_SKIPPED = 20  # steps in a row; the loss scale has then been halved as often, from 65,536 to below 1
@@ -58,7 +59,45 @@ class Learner:
         self._domains = domains
         self._arithmetic = arithmetic
         self._keeper = StatisticsKeeper(self.network)
-        self._parallel = _parallel(model, config) if distributed.world_size() > 1 else model
+        self._parallel = _parallel(model, config) if distributed.is_joined() else model
+        self.is_compiled = False  # until it is warmed up
+        self._judge = self._judged
+
+    def warm_up(self, batch: Batch) -> str | None:
+        """Compile the step where `compile` says so, and take a micro-batch there and back without learning from it.
+
+        What a first step costs is then paid; statistics and weights stay as they are. Returns why the step is not
+        compiled after all where `compile` is auto and torch cannot; raises RunError where it is on.
+        """
+        reason = self._compile(batch) if compiling.is_wanted(self.config, self.device) else None
+        if not self.is_compiled:
+            self._rehearse(batch)
+        return reason
+
+    def _compile(self, batch: Batch) -> str | None:
+        try:
+            keep_whole(self.network)
+            self._judge = compiling.compiled(self._judged)
+            self._rehearse(batch)
+        except compiling.FAILURES as error:
+            self._judge = self._judged
+            if self.config.compile == "on":
+                raise compiling.refusal(error) from None
+            return compiling.reason_of(error)
+        self.is_compiled = True
+        return None
+
+    def _rehearse(self, batch: Batch) -> None:
+        self.model.train()
+        self._keeper.keep()
+        try:
+            with _named_refusals(self.config):
+                for domain in self._domains or [""]:
+                    activate(self.network, domain)
+                    self._forward_backward(batch, 1, last=True)
+        finally:
+            self._keeper.restore()
+            self.optimizer.zero_grad(set_to_none=True)
 
     def step(self, micro: list[Batch], epoch: int) -> Outcome:
         """Learn from the micro-batches of one step.
@@ -80,25 +119,35 @@ class Learner:
         return Outcome(sum(one.loss for one in good), sum(one.hits for one in good), sum(one.images for one in good))
 
     def _backward(self, batch: Batch, parts: int, *, last: bool) -> Outcome | None:
-        """Add a micro-batch's gradient; None where it is not finite, and nothing was touched."""
+        """Add a micro-batch's gradient; None where it is not finite: no statistic has moved, no step must follow."""
         if self._domains and batch.domain >= 0:
             activate(self.network, self._domains[batch.domain])
         self._keeper.keep()
+        loss, hits = self._forward_backward(batch, parts, last=last)
+        # Read all at once and after the backward pass is under way: a GPU would wait for each number that is read.
+        read = torch.stack([self._keeper.is_finite(loss), loss.detach(), hits]).tolist()
+        if not self._all_finite(is_finite=read[0] == 1):
+            self._keeper.restore()
+            return None
+        count = len(batch.targets)
+        return Outcome(read[1] * count, int(read[2]), count)
+
+    def _forward_backward(self, batch: Batch, parts: int, *, last: bool) -> tuple[Tensor, Tensor]:
+        """Return the loss and the number of right answers of a micro-batch, its gradient on the way."""
         with self._unsynchronised(last=last):
             with self._autocast():
-                logits = self._parallel(batch.images)
-            smoothing = self.config.label_smoothing
-            loss = functional.cross_entropy(logits.float(), batch.targets, label_smoothing=smoothing)
+                loss, hits = self._judge(batch.images, batch.targets)
             loss = loss + penalty(self.config, self.network)
-            if not self._all_finite(loss):
-                self._keeper.restore()
-                return None
             self.scaler.scale(loss / parts).backward()  # type: ignore[no-untyped-call] # torch leaves it untyped
-        count = len(batch.targets)
-        return Outcome(loss.item() * count, int((logits.argmax(1) == batch.targets).sum()), count)
+        return loss, hits
 
-    def _all_finite(self, loss: Tensor) -> bool:
-        is_finite = self._keeper.is_finite(loss)
+    def _judged(self, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the mean loss and the number of right answers: what is compiled where that is asked for."""
+        logits = self._parallel(images)
+        loss = functional.cross_entropy(logits.float(), targets, label_smoothing=self.config.label_smoothing)
+        return loss, (logits.argmax(1) == targets).sum()
+
+    def _all_finite(self, *, is_finite: bool) -> bool:
         return distributed.summed([float(is_finite)], self.device) == [float(distributed.world_size())]
 
     def _update(self) -> None:

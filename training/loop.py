@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from training import distributed
+from training import compiling, distributed
 from training.batches import Batches as Batches  # noqa: PLC0414 - who evaluates needs both
 from training.batches import epoch_steps, seed_of, training_batches
 from training.batches import steps_per_epoch as steps_per_epoch  # noqa: PLC0414
@@ -124,6 +124,25 @@ def continue_epoch(
         after_step(tally)
     loss, hits, images = distributed.summed([tally.loss, tally.hits, tally.images], learner.device)
     return Score(loss / max(images, 1), hits / max(images, 1))
+
+
+def warm_up(learner: Learner, batches: Batches, say: Callable[[str], None]) -> float:
+    """Pay beforehand what a first step costs where that is much: CUDA loads its libraries, and a compiler runs.
+
+    Returns the seconds, 0 where nothing was due. Raises RunError where the step was to be compiled and cannot be.
+    """
+    if learner.device.type != "cuda" and not compiling.is_wanted(learner.config, learner.device):
+        return 0.0
+    started = perf_counter()
+    _, micro = next(training_batches(batches, learner.config, 1))
+    if reason := learner.warm_up(micro[0]):
+        say(f"compile = auto: torch could not compile the step here ({reason}); it runs as it is")
+    if learner.device.type == "cuda":
+        torch.cuda.synchronize()
+    seconds = perf_counter() - started
+    what = "compiled and warmed up" if learner.is_compiled else "warmed up"
+    say(f"{what} in {seconds:.1f} s, which training's clock does not count")
+    return seconds
 
 
 def arithmetic(config: TrainConfig, device: torch.device) -> torch.dtype:

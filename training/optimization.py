@@ -108,19 +108,26 @@ def _split(network: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
 
 
 def _of_kind(config: TrainConfig, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+    # One kernel for all weights; elsewhere torch's own choice. In float16 a step may be skipped, which a fused one
+    # decides by itself, after `_decay_weights`.
+    is_on_cuda = all(one.device.type == "cuda" for group in groups for one in group["params"])
+    is_fused = True if is_on_cuda and config.precision != "float16" else None
     if config.optimizer == "adamw":
-        return torch.optim.AdamW(groups, lr=config.learning_rate, betas=(config.momentum, config.beta2))
+        betas = (config.momentum, config.beta2)
+        return torch.optim.AdamW(groups, lr=config.learning_rate, betas=betas, fused=is_fused)
     if config.optimizer == "adagrad":
         eps = 0.0 if config.accumulator > 0 else 1e-10
         return torch.optim.Adagrad(
             groups, lr=config.learning_rate, initial_accumulator_value=config.accumulator, eps=eps
         )
-    return torch.optim.SGD(groups, lr=config.learning_rate, momentum=config.momentum, nesterov=config.momentum > 0)
+    return torch.optim.SGD(
+        groups, lr=config.learning_rate, momentum=config.momentum, nesterov=config.momentum > 0, fused=is_fused
+    )
 
 
 @torch.no_grad()
 def _decay_weights(optimizer: torch.optim.Optimizer, *_: Any) -> None:
     for group in optimizer.param_groups:
-        for weight in group["params"]:
-            if weight.grad is not None and group[DECOUPLED]:
-                weight.mul_(1 - group["lr"] * group[DECOUPLED])
+        weights = [weight for weight in group["params"] if weight.grad is not None]
+        if weights and group[DECOUPLED]:
+            torch._foreach_mul_(weights, 1 - group["lr"] * group[DECOUPLED])

@@ -60,6 +60,8 @@ def result_of(config: TrainConfig, dataset: Dataset, facts: Facts, fit: Fit, dev
         "domains": {name: one.accuracy for name, one in zip(dataset.domains, scores, strict=True)},
         "skipped_images": len(dataset.skipped),
         "seconds": round(fit.facts.seconds, 1),
+        "warm_up_seconds": round(fit.warm_up_s, 1),
+        "compiled": learner.is_compiled,
         "precision": choose_precision(config.precision, device),
         "processes": distributed.world_size(),
         "device": torch.cuda.get_device_name() if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads",

@@ -38,6 +38,35 @@ PRESETS = {
         translate=1.0,
     ),
 }
+# For a GPU: wide steps and few of them, compiled where that works. What each is good for stands in docs/training.md.
+_FAST = TrainConfig(
+    dataset="fashion-mnist",
+    architecture="fast_cnn",
+    epochs=14,
+    batch_size=512,
+    learning_rate=0.8,
+    label_smoothing=0.1,
+    bn_momentum=0.4,  # TensorFlow's decay 0.6: statistics as young as the weights
+    freeze_gamma=True,
+    flip=True,
+    alternate_flip=True,
+    translate=1.0,
+    validation_images=2000,
+    compile="auto",
+)
+PRESETS |= {
+    "fashion-mnist-fast": _FAST,
+    "mnist-fast": replace(
+        _FAST,
+        dataset="mnist",
+        epochs=6,
+        flip=False,
+        alternate_flip=False,
+        translate=2.0,
+        rotate=10.0,
+        scale=0.1,
+    ),
+}
 # The three ways of one network for two domains; MNIST and photos of hand signs share their ten classes.
 # foldserve train domains-separate --set dataset=mnist+svhn takes SVHN where it is.
 _TWO_DOMAINS = TrainConfig(

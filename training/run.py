@@ -21,10 +21,10 @@ from training.distributed import processes
 from training.errors import DataError, RunError, UsageError
 from training.fitting import BEST_FILE, LAST_FILE, Fit
 from training.learner import Learner
-from training.loop import Normalize, arithmetic, choose_device
+from training.loop import Normalize, arithmetic, choose_device, warm_up
 from training.normalization.domains import of_domain, separate
 from training.normalization.layers import Statistics
-from training.normalization.running import freeze_affine
+from training.normalization.running import freeze_affine, freeze_gamma
 from training.normalization.synchronized import synchronize
 from training.optimization import build_optimizer
 from training.outcome import opening_line, result_of
@@ -91,6 +91,8 @@ def train(
         distributed.barrier()
         fit.resume()
         tell(opening_line(config, dataset, fit.learner.model, device))
+        if fit.facts.epoch < config.epochs:
+            fit.warm_up_s = warm_up(fit.learner, fit.training, tell)
         fit.epochs()
         facts = fit.choose_statistics()  # what is described below is what `best` holds
         result = result_of(config, dataset, facts, fit, device)
@@ -115,6 +117,7 @@ def prepare(config: TrainConfig, dataset: Dataset, device: torch.device) -> tupl
     """Build what learns, and put training and validation images where it learns. Raises UsageError or DataError."""
     _check_shares(config)
     torch.use_deterministic_algorithms(config.deterministic)
+    torch.backends.cudnn.allow_tf32 = False  # what is called float32 is: validation, population statistics
     torch.manual_seed(config.seed)
     pixels = pixel_statistics(dataset, standardise=config.standardise)
     training = Batches.on(device, dataset.training, config.workers)
@@ -122,6 +125,8 @@ def prepare(config: TrainConfig, dataset: Dataset, device: torch.device) -> tupl
     network = build_network(config, dataset)
     if config.freeze_affine:
         freeze_affine(network)
+    if config.freeze_gamma:
+        freeze_gamma(network)
     if distributed.world_size() > 1 and config.sync_bn:
         network = synchronize(network, device)
     model = nn.Sequential(Normalize(pixels.mean, pixels.std), network)

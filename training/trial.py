@@ -14,7 +14,7 @@ from training.data import Dataset
 from training.distributed import processes
 from training.errors import RunError
 from training.fitting import estimate_on
-from training.loop import Tally, choose_device, continue_epoch, evaluate
+from training.loop import Tally, choose_device, continue_epoch, evaluate, warm_up
 from training.normalization.domains import activate
 from training.normalization.running import correction
 from training.outcome import opening_line
@@ -39,6 +39,7 @@ def dry_run(
         dataset = load_dataset(config, data_dir, download=download, say=tell)
         learner, training, validation = prepare(config, dataset, device)
         tell(opening_line(config, dataset, learner.model, device))
+        warm_up(learner, training, tell)
         learner.model.train()
         for _, micro in islice(training_batches(training, config, 1), DRY_STEPS):
             learner.step(micro, 1)

@@ -135,6 +135,20 @@ def test_half_of_the_images_are_mirrored_and_bytes_stay_bytes():
     assert 160 < sum(mirrored) < 240  # four standard deviations of 400 throws
 
 
+def test_alternating_flips_show_each_image_from_both_sides_in_any_two_epochs():
+    images = torch.arange(COUNT, dtype=torch.uint8).view(-1, 1, 1, 1).repeat(1, 1, 1, 2)
+    images[..., 1] = 255
+    is_mirrored = []
+    for epoch in (1, 2, 3):
+        shown = seen(images, epoch, flip=True, alternate_flip=True)[:, 0, 0]
+        by_image = {int(row.min()): bool(row[0] == 255) for row in shown}
+        is_mirrored.append([by_image[image] for image in range(COUNT)])
+    first, second, third = is_mirrored
+    assert [not one for one in first] == second
+    assert third == first
+    assert 70 < sum(first) < 130, "half of them, within four standard deviations of 7"
+
+
 def test_cutout_blackens_a_square_that_edges_may_cut():
     images = torch.full((300, 2, 9, 9), 200, dtype=torch.uint8)
     changed = jitter(images, Jitter(cutout=4.0), torch.Generator().manual_seed(0))

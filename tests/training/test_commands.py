@@ -1,8 +1,10 @@
 """`foldserve train`, `export` and `presets`, as a person meets them: what is printed where, and the exit code."""
 
 import json
+import os
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -176,3 +178,14 @@ def test_a_damaged_run_is_refused_in_one_line(tmp_path: Path, capsys, finished_r
 def test_each_command_has_help(capsys, command: str):
     assert exit_code(command, "--help") == 0
     assert command in capsys.readouterr().out
+
+
+def test_a_run_that_goes_on_prepares_what_its_own_configuration_asks_for(tmp_path: Path, monkeypatch, capsys):
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "config.json").write_text(replace(PRESETS["digits"], deterministic=True).to_json())
+    (run / "result.json").write_text("{}")
+    assert main(["train", "digits", "--resume", "--out", str(run)]) != 0
+    assert "last.safetensors is gone" in capsys.readouterr().err
+    assert os.environ.pop("CUBLAS_WORKSPACE_CONFIG") == ":4096:8", "cuBLAS reads it once, before the first product"

@@ -16,6 +16,8 @@ from torch import nn
 from training_support import QUICK, hush
 
 from training.checkpoint import load_checkpoint, read_facts
+from training.config import Launched, launched_processes
+from training.distributed import place
 from training.report import read_metrics
 from training.run import build_network, load_run, train
 
@@ -37,6 +39,23 @@ def torchrun(*arguments: str) -> str:
     done = subprocess.run(command, capture_output=True, text=True, timeout=200, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout
+
+
+def test_each_process_has_a_gpu_of_its_own_and_processes_that_share_one_talk_through_gloo():
+    four = [Launched(rank, rank, 4, 4) for rank in range(4)]
+    assert [place(one, 4) for one in four] == [(0, "nccl"), (1, "nccl"), (2, "nccl"), (3, "nccl")]
+    assert [place(one, 2) for one in four] == [(0, "gloo"), (1, "gloo"), (0, "gloo"), (1, "gloo")]
+    assert place(Launched(9, 1, 8, 16), 8) == (1, "nccl"), "the second machine's second"
+
+
+def test_a_process_that_torchrun_did_not_start_is_alone(monkeypatch):
+    for name in ("RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    assert launched_processes() is None
+    for value, name in enumerate(("RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "WORLD_SIZE")):
+        assert launched_processes() is None
+        monkeypatch.setenv(name, str(value))
+    assert launched_processes() == Launched(rank=0, local_rank=1, local_world_size=2, world_size=3)
 
 
 def given_batch(folder: Path) -> dict[str, torch.Tensor]:

@@ -7,6 +7,7 @@ from torch import nn
 
 from service.errors import nearest
 from training.architectures.blocks import Normalization
+from training.architectures.fast import FastCNN
 from training.architectures.lenet import LeNetCReLU
 from training.architectures.mobile import MobileNet
 from training.architectures.resnet import resnet18, resnet50
@@ -17,6 +18,7 @@ from training.normalization.layers import batch_norms, taken_apart
 ARCHITECTURES: dict[str, Callable[..., nn.Module]] = {
     "small_cnn": SmallCNN,
     "small_resnet": SmallResNet,
+    "fast_cnn": FastCNN,
     "lenet_crelu": LeNetCReLU,
     "resnet18": resnet18,
     "resnet50": resnet50,

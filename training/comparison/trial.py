@@ -15,7 +15,7 @@ from training.data import Dataset, Split, concatenated, limited
 from training.errors import Diverged
 from training.fitting import score_domains
 from training.learner import Learner
-from training.loop import Progress, Tally, choose_device, continue_epoch, evaluate
+from training.loop import Progress, Tally, choose_device, continue_epoch, evaluate, warm_up
 from training.normalization import batch_norms, initial_share
 from training.normalization.running import correction
 from training.run import prepare
@@ -64,6 +64,7 @@ def run_trial(variant: str, config: TrainConfig, dataset: Dataset, scale: Scale)
     test = Batches.on(learner.device, _test_part(dataset, scale.test_images))
     steps = math.ceil(scale.images / config.batch_size)
     learner.config = replace(config, epochs=math.ceil(steps / epoch_steps(training, config)))  # schedules end with it
+    warm_up(learner, training, lambda _: None)
     watch = _Watch(learner, test, dataset.domains, steps, scale.evaluations)
     diverged = _train(learner, training, watch)
     return Trial(variant, config.seed, watch.step, tuple(watch.looks), diverged)

@@ -71,10 +71,10 @@ class StatisticsKeeper:
             torch._foreach_copy_(self._buffers, self._kept)
 
     @torch.no_grad()
-    def is_finite(self, loss: Tensor) -> bool:
-        """True where the loss and all statistics are finite."""
-        sums = [buffer.sum() for buffer in self._buffers if buffer.is_floating_point()]
-        return bool(torch.isfinite(torch.stack([loss.detach().float(), *sums])).all())
+    def is_finite(self, loss: Tensor) -> Tensor:
+        """Return whether the loss and all statistics are finite, a bool on their device that nobody waited for."""
+        floating = [buffer for buffer in self._buffers if buffer.is_floating_point()]
+        return torch.isfinite(torch.cat([loss.detach().float().view(1), *floating])).all()
 
 
 def freeze_affine(network: nn.Module) -> None:
@@ -85,6 +85,13 @@ def freeze_affine(network: nn.Module) -> None:
     for _, norm in batch_norms(network):
         for parameter in norm.parameters(recurse=False):
             parameter.requires_grad = False
+
+
+def freeze_gamma(network: nn.Module) -> None:
+    """Keep γ as it is; β trains. In short runs the next layer's weights do γ's work (airbench does the same)."""
+    for _, norm in batch_norms(network):
+        if norm.weight is not None:
+            norm.weight.requires_grad = False
 
 
 def freeze_statistics(network: nn.Module) -> None:

@@ -104,6 +104,13 @@ def _synchronized(norm: _BatchNorm) -> SynchronizedBatchNorm:
     return twin.train(norm.training)
 
 
+def keep_whole(network: nn.Module) -> None:
+    """Let torch.compile go around synchronised layers: what they ask of other processes is no part of a graph."""
+    for norm in network.modules():
+        if isinstance(norm, SynchronizedBatchNorm | nn.SyncBatchNorm):
+            norm.forward = torch.compiler.disable(norm.forward)  # type: ignore[method-assign, no-untyped-call]
+
+
 def merge_processes(moments: Moments) -> Moments:
     """Return the moments of all processes' values together, the same bits everywhere."""
     if not distributed.is_initialized():

@@ -14,6 +14,7 @@ from training.normalization.running import (
     correction,
     drift,
     freeze_affine,
+    freeze_gamma,
     freeze_statistics,
     snapshot,
 )
@@ -115,6 +116,16 @@ def test_a_frozen_affine_stays_while_statistics_move():
     assert model[1].weight.grad is None
     assert model[1].bias.grad is None
     assert model[0].weight.grad is not None
+    assert not torch.equal(before["1"][0], snapshot(model)["1"][0])
+
+
+def test_a_frozen_gamma_stays_while_beta_trains_and_statistics_move():
+    model = nn.Sequential(nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3), nn.BatchNorm2d(3, affine=False)).train()
+    freeze_gamma(model)
+    before = snapshot(model)
+    (model(torch.randn(4, 3, 5, 5) + 3) ** 3).sum().backward()
+    assert model[1].weight.grad is None
+    assert model[1].bias.grad is not None
     assert not torch.equal(before["1"][0], snapshot(model)["1"][0])
 
 
