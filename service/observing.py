@@ -1,8 +1,8 @@
 """What is said of each request: its id, its count, its log line, its trace. One bare ASGI layer around the app."""
 
 import logging
+import random
 import re
-import secrets
 from collections.abc import Callable, Iterable
 from time import perf_counter
 from typing import Literal
@@ -38,6 +38,8 @@ class ObserveRequests:
         self._metrics = metrics
         self._tracing = tracing
         self._headers_of = headers_of
+        # Seeded by the system, which would otherwise be asked at each request, without the interpreter's lock.
+        self._ids = random.Random()  # noqa: S311 - an id is no secret
         self._is_told = {"none": _never, "errors": _is_our_fault, "all": _always}[log_requests]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -45,7 +47,7 @@ class ObserveRequests:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        names = names_of(scope["headers"])
+        names = names_of(scope["headers"], self._ids)
         scope[REQUEST.name] = names
         token = REQUEST.set(names)
         started = perf_counter()
@@ -94,7 +96,7 @@ def route_of(scope: Scope) -> str:
     return str(getattr(scope.get("route"), "path", UNMATCHED))
 
 
-def names_of(headers: list[tuple[bytes, bytes]]) -> RequestNames:
+def names_of(headers: list[tuple[bytes, bytes]], ids: random.Random) -> RequestNames:
     """Return the id that the caller gave, or a new one, and the trace id of a sound `traceparent` (W3C, level 1)."""
     sent, parent = b"", b""
     for name, value in headers:
@@ -102,6 +104,6 @@ def names_of(headers: list[tuple[bytes, bytes]]) -> RequestNames:
             sent = value
         elif name == b"traceparent":
             parent = value
-    request_id = sent.decode() if REQUEST_ID.fullmatch(sent) else secrets.token_hex(16)
+    request_id = sent.decode() if REQUEST_ID.fullmatch(sent) else f"{ids.getrandbits(128):032x}"
     trace = TRACE_PARENT.fullmatch(parent)
     return RequestNames(request_id, trace[1].decode() if trace else None)

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.special import softmax
 
-from service.postprocessing import top_k
+from service.postprocessing import FEW_CLASSES, top_k
 
 FLOATS = st.floats(-(2.0**100), 2.0**100, width=32)
 
@@ -33,6 +33,15 @@ def test_the_k_largest_come_first_and_ties_by_index(values, k):
     answer = [one.index for one in top_k(logits, labels_of(logits), k)]
 
     assert answer == sorted(range(len(logits)), key=lambda index: (-logits[index], index))[:k]
+
+
+@pytest.mark.parametrize("classes", [FEW_CLASSES, FEW_CLASSES + 1, 1000])
+def test_many_classes_are_ranked_as_few_are(classes):
+    logits = np.random.default_rng(0).integers(-5, 5, classes).astype(np.float32)  # with many ties
+
+    answer = [one.index for one in top_k(logits, labels_of(logits), classes)]
+
+    assert answer == sorted(range(classes), key=lambda index: (-logits[index], index))
 
 
 @given(st.lists(FLOATS, min_size=1, max_size=50))
