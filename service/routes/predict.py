@@ -1,12 +1,12 @@
 """POST or PUT an image, get its label."""
 
 import hashlib
-import json
 from functools import partial
 from time import perf_counter
 from typing import Annotated, Literal
 
 from fastapi import APIRouter, Query, Request, Response
+from pydantic_core import to_json
 
 from service.answers import predict_body
 from service.classifier import Classifier
@@ -34,9 +34,6 @@ REQUEST_BODY = {
         "application/json": {"schema": ImagesBody.model_json_schema()},
     },
 }
-
-
-_ENCODER = json.JSONEncoder(ensure_ascii=False)  # json.dumps would make an encoder for each answer
 EXTRA = {"requestBody": REQUEST_BODY, "parameters": HEADERS}
 
 
@@ -62,7 +59,7 @@ async def predict(request: Request, query: Annotated[PredictQuery, Query()], ser
     names = [upload.filename for upload in uploads]
     receipt = partial(classifier.receipt, key=service.receipt_key) if query.receipt else None
     body = predict_body(classifier.model, names, outcomes, k=query.top_k, with_logits=query.logits, receipt=receipt)
-    content = _ENCODER.encode(body).encode()
+    content = to_json(body)
     headers = {"etag": _checked_tag(content, request)} if is_whole and classifier.shares else {}
     _observe(classifier, "encode", started)
     return Response(content, headers=headers, media_type="application/json")
