@@ -134,8 +134,9 @@ def real_images(trained: Trained) -> NDArray[np.uint8]:
 def to_onnx(classifier: nn.Module, example: NDArray[np.uint8]) -> onnx.ModelProto:
     """Convert a classifier in evaluation mode to ONNX in float32, with a symbolic batch.
 
-    `example` has at least two images: a batch of one would be taken for a constant. No BatchNorm that could fold is
-    left, so the exporter's own folding, which has shipped wrong models (pytorch#169178), finds nothing to do.
+    `example` has at least two images: a batch of one would be taken for a constant. Where BatchNorm is left that the
+    exporter's optimizer would fold, by rules that have shipped wrong models (pytorch#169178), it is not used: what is
+    recorded as kept is in the file.
     """
     with quiet():
         program = torch.onnx.export(
@@ -146,11 +147,19 @@ def to_onnx(classifier: nn.Module, example: NDArray[np.uint8]) -> onnx.ModelProt
             dynamic_shapes={"image": {0: torch.export.Dim("batch")}},
             opset_version=OPSET,
             dynamo=True,
+            optimize=False,
             external_data=False,
             verbose=False,
         )
-    assert program is not None
-    return _without_traces(program.model_proto)
+        assert program is not None
+        plain = program.model_proto
+        program.optimize()
+        optimized = program.model_proto
+    return _without_traces(optimized if _norms(optimized) == _norms(plain) else plain)
+
+
+def _norms(model: onnx.ModelProto) -> int:
+    return sum(node.op_type == "BatchNormalization" for node in model.graph.node)
 
 
 @contextmanager
