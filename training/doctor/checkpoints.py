@@ -57,7 +57,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
     except FileNotFoundError:
         raise FileRefused(f"{path} cannot be read: no such file") from None
     except (OSError, SafetensorError, ValueError, RuntimeError, EOFError, KeyError) as error:
-        reason = str(error).strip().partition("\n")[0]
+        reason = str(error).strip().partition("\n")[0] or type(error).__name__
         raise FileRefused(f"{path} is not a sound checkpoint ({reason}); save it again") from None
     if not found.state:
         raise FileRefused(f"{path} holds no tensors; expected a state_dict, as `model.state_dict()` gives it")

@@ -16,13 +16,14 @@ from service.manifest import Manifest
 from training.doctor.checkpoints import CHECKPOINTS, Checkpoint, read_checkpoint, says_it_is_corrected
 from training.doctor.graph import damaged_weights, layer_of, norm_nodes
 from training.doctor.norms import Layer, Subject
-from training.errors import UsageError
+from training.errors import FileRefused, UsageError
 from training.fitting import BEST_FILE
 from training.folding.graph_constants import Constants
 from training.foreign.read import load_onnx
 from training.foreign.settling import settle
 from training.run import CONFIG_FILE, read_config
 
+PER_CHANNEL = ("running_mean", "running_var", "weight", "bias")
 NOT_BATCH_NORM = re.compile(r"(^|[._])(ln|gn|layer_?norm|group_?norm|rms_?norm)", re.IGNORECASE)
 NAMED_BATCH_NORM = re.compile(r"(^|[._])(bn|batch_?norm)\d*$", re.IGNORECASE)
 
@@ -62,11 +63,13 @@ def onnx_subject(path: Path, model: onnx.ModelProto, momentum: float | None = No
 
 
 def state_subject(path: Path, checkpoint: Checkpoint, momentum: float | None, kind: str) -> Subject:
-    """Return the BatchNorm layers of a state_dict."""
+    """Return the BatchNorm layers of a state_dict. Raises FileRefused for one that no BatchNorm can have."""
     state = checkpoint.state
     names = [name.removesuffix(".running_var") for name in state if name.endswith(".running_var")]
     halves = [name.removesuffix(".running_mean") for name in state if name.endswith(".running_mean")]
     halves += [name.removesuffix(".num_batches_tracked") for name in state if name.endswith(".num_batches_tracked")]
+    for name in names:
+        _check_layer(path, name, state)
     layers = tuple(_layer(name, state, momentum) for name in names if f"{name}.running_mean" in state)
     complete = {layer.name for layer in layers}
     missing = sorted(({*names, *halves} - complete) | set(_bare_norms(state)))
@@ -81,6 +84,22 @@ def state_subject(path: Path, checkpoint: Checkpoint, momentum: float | None, ki
         damaged=tuple(damaged),
         checkpoint=checkpoint,
     )
+
+
+def _check_layer(path: Path, name: str, state: Mapping[str, Tensor]) -> None:
+    """Raise FileRefused where the tensors of a layer are not as many plain numbers each."""
+    given = {word: state[f"{name}.{word}"] for word in PER_CHANNEL if f"{name}.{word}" in state}
+    shapes = {word: tuple(tensor.shape) for word, tensor in given.items()}
+    plain = all(one.layout == torch.strided and not one.is_meta for one in given.values())
+    counter = state.get(f"{name}.num_batches_tracked")
+    counts = counter is None or (counter.numel() == 1 and not counter.is_meta)
+    channels = shapes["running_var"]
+    if not (plain and counts and set(shapes.values()) == {channels} and len(channels) == 1 and channels[0]):
+        found = ", ".join(f"{word} {shape}" for word, shape in shapes.items())
+        raise FileRefused(
+            f"{path}: {name} has {found}; expected dense tensors, one number a channel in each, and one count of "
+            "batches; save `model.state_dict()` again"
+        )
 
 
 def _layer(name: str, state: Mapping[str, Tensor], momentum: float | None) -> Layer:
