@@ -86,13 +86,16 @@ def train(
         dataset = load_dataset(config, data_dir, download=download, say=tell)
         setup = prepare(config, dataset, device)
         fit = Fit(*setup, domains=dataset.domains, run=run, facts=Facts.at_start(dataset.digest()), say=tell)
-        if not resume and distributed.rank() == 0:  # once nothing is left that could refuse the configuration
-            _prepare_folder(run, config, overwrite=overwrite)
-        distributed.barrier()
-        fit.resume()
+        if resume:
+            fit.resume()
+        elif distributed.rank() == 0:
+            _refuse_another_run(run, overwrite=overwrite)
         tell(opening_line(config, dataset, fit.learner.model, device))
         if fit.facts.epoch < config.epochs:
             fit.warm_up_s = warm_up(fit.learner, fit.training, tell)
+        if not resume and distributed.rank() == 0:  # once nothing is left that could refuse the configuration
+            _prepare_folder(run, config)
+        distributed.barrier()
         fit.epochs()
         facts = fit.choose_statistics()  # what is described below is what `best` holds
         result = result_of(config, dataset, facts, fit, device)
@@ -232,10 +235,17 @@ def _resumed(run: Path) -> TrainConfig:
     return read_config(run)
 
 
-def _prepare_folder(run: Path, config: TrainConfig, *, overwrite: bool) -> None:
-    if any((run / name).exists() for name in (BEST_FILE, LAST_FILE, RESULT_FILE)):
-        if not overwrite:
-            raise RunError(f"{run} already holds a run; give --resume to continue it, --overwrite, or another --out")
+def _holds_a_run(run: Path) -> bool:
+    return any((run / name).exists() for name in (BEST_FILE, LAST_FILE, RESULT_FILE))
+
+
+def _refuse_another_run(run: Path, *, overwrite: bool) -> None:
+    if _holds_a_run(run) and not overwrite:
+        raise RunError(f"{run} already holds a run; give --resume to continue it, --overwrite, or another --out")
+
+
+def _prepare_folder(run: Path, config: TrainConfig) -> None:
+    if _holds_a_run(run):
         for path in [*(run / name for name in RUN_FILES), *run.glob("events.out.tfevents.*")]:
             path.unlink(missing_ok=True)
     try:

@@ -39,7 +39,7 @@ for asked in ("on", "auto"):
         train(replace(QUICK, epochs=1, population_images=0, compile=asked), run)
         print(asked, "trained")
     except Exception as error:
-        print(type(error).__name__, error, (run / "last.safetensors").exists())
+        print(type(error).__name__, error, run.exists())
 """
 
 
