@@ -116,7 +116,7 @@ def _instruments_of_models(at: Any) -> dict[str, Any]:
         gauge("certificate_info", "Verdict and digest", "verdict", "digest"),
         gauge("degraded", "1 while a model runs at its reference shape only"),
         gauge("pending_request_count", "Images admitted and not yet answered", mode="livesum"),
-        gauge("queue_depth", "Images that wait for a lane", mode="livesum"),
+        gauge("queue_depth", "Images that wait for a lane, or for their turn to be decoded for one", mode="livesum"),
         counter("images", "Images by outcome: ok or the problem's type", "outcome"),
         histogram("stage_duration_seconds", "Time in a stage of the way", "stage", buckets=SECONDS),
         histogram("request_duration_seconds", "From a request's head to its answer", "outcome", buckets=SECONDS),

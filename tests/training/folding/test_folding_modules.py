@@ -191,14 +191,15 @@ def test_verify_names_the_layer_of_a_fold_that_was_tampered_with(what: str):
 
 
 def test_verify_sees_every_image_however_few_are_run_at_once(monkeypatch: pytest.MonkeyPatch):
+    torch.manual_seed(0)
     folded = fold(aged(build("small_cnn", channels=1, classes=10, size=8, bn_momentum=0.1)))
     images = _images(5, 1, 8, 8)
     images[3] *= 100  # the largest magnitudes lie in neither the first part nor the last
     whole = verify(folded, images)
     monkeypatch.setattr(modules, "PIXELS_AT_ONCE", 64)
     parts = verify(folded, images)
-    for account in ("float32", "float32_unfolded"):  # rounding follows the batch's size; an image left out is 100 times
-        assert 1 / 8 < getattr(parts.end_to_end, account) / getattr(whole.end_to_end, account) < 8
+    for account in ("float32", "float32_unfolded"):  # float64's own rounding follows the batch's size
+        assert getattr(parts.end_to_end, account) == pytest.approx(getattr(whole.end_to_end, account), rel=0.5)
     images[3] = float("nan")
     with pytest.raises(NotFoldable):
         verify(folded, images)
