@@ -20,7 +20,16 @@ from service import problems
 from service.config import Settings
 from service.crew import Alone, Crew
 from service.engine import OpenEngine, open_engine
-from service.errors import BodyTooSlow, MalformedRequest, NotAuthenticated, RetryLater, ServiceError, TooLarge, nearest
+from service.errors import (
+    BodyTooSlow,
+    MalformedRequest,
+    NotAuthenticated,
+    RetryLater,
+    ServiceError,
+    TooLarge,
+    nearest,
+    without_frames,
+)
 from service.inference import Service
 from service.logs import REQUEST
 from service.metrics import Metrics
@@ -167,6 +176,7 @@ def _respond(
 
 async def _answer_service_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, ServiceError)
+    without_frames(error)  # to be raised gave it frames, some of which hold the error itself beside the body
     if isinstance(error, TooLarge):
         return _respond(request, problems.problem(error), {"connection": "close"}, _LingeringResponse)
     headers = {"retry-after": str(error.retry_after_s)} if isinstance(error, RetryLater) else {}

@@ -289,7 +289,7 @@ class Batcher(Generic[Item, Result]):
         for pending in waiting:
             self._queue.remove(pending)
         _fail_all(waiting)
-        self.lookahead.fail(InferenceFailed(ENDED))
+        self.lookahead.fail(ENDED)
         if self._on_death is not None:
             self._on_death(error)
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from service.batching import Batcher
 from service.caching import AnswerCache
 from service.decoding import Decoders
-from service.errors import EngineLost, InferenceFailed, MalformedRequest, ServiceError
+from service.errors import EngineLost, InferenceFailed, MalformedRequest, ServiceError, without_frames
 from service.independence.certificate import Certificate
 from service.independence.receipts import Receipt, logits_digest, pixels_digest
 from service.independence.spotcheck import SpotCheck
@@ -40,15 +40,6 @@ class Answered:
 
 
 Outcome = Answered | ServiceError
-
-
-def without_frames(error: ServiceError) -> ServiceError:
-    """Return the error without what led to it: its frames hold images, and a cycle of them only the collector ends."""
-    cause: BaseException | None = error
-    while cause is not None:
-        cause.__traceback__ = None
-        cause = cause.__context__
-    return error
 
 
 class Classifier:
@@ -200,9 +191,10 @@ class Classifier:
         lookahead, turn = self._batcher.lookahead, None
         if is_work or len(lookahead) > 0:  # what costs nothing to prepare waits only behind what does
             turn = await lookahead.turn(deadline=deadline, priority=priority)
-            stage("queue", turn.waited_s)
-        started = perf_counter()
         try:
+            if turn is not None:
+                stage("queue", turn.waited_s)
+            started = perf_counter()
             pixels, digest = await self._pixels(image, deadline, with_digest=with_digest, is_quick=quick)
         finally:
             if turn is not None:

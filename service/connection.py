@@ -164,7 +164,7 @@ def _since_last_byte_s(transport: asyncio.Transport) -> float:
     connection: socket.socket | None = transport.get_extra_info("socket")
     try:
         told = b"" if connection is None else connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, TCP_INFO_BYTES)
-    except OSError:  # closed meanwhile, or no TCP
+    except (OSError, ValueError):  # closed meanwhile, or no TCP
         return 0.0
     return int.from_bytes(told[-4:], sys.byteorder) / 1000 if len(told) == TCP_INFO_BYTES else 0.0
 

@@ -77,6 +77,15 @@ class ServiceError(FoldserveError):
     """A request cannot be answered; the text goes to the client."""
 
 
+def without_frames(error: ServiceError) -> ServiceError:
+    """Return the error without what led to it: its frames hold images, and a cycle of them only the collector ends."""
+    cause: BaseException | None = error
+    while cause is not None:
+        cause.__traceback__ = None
+        cause = cause.__context__
+    return error
+
+
 class MalformedRequest(ServiceError):
     """The body or a query parameter is not of the documented form."""
 

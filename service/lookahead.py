@@ -13,8 +13,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
-from service.errors import DeadlineExceeded
-from service.queueing import Pending, Priority, PriorityQueue, Waiter
+from service.errors import DeadlineExceeded, InferenceFailed
+from service.queueing import OLDEST_EVERY, Pending, Priority, PriorityQueue, Waiter
 
 TURNS_KEPT = 64  # the pace is that of about the last eight full batches
 FEWEST_TURNS = 8  # fewer tell no pace
@@ -58,7 +58,7 @@ class Lookahead:
         self._line: PriorityQueue[None, Turn] = PriorityQueue()
         self._preparing = 0
         self._given: deque[float] = deque(maxlen=TURNS_KEPT)  # when turns were given since the line formed
-        self._ways_s: deque[float] = deque(maxlen=REMEMBERED)  # from turn to answer, of those who stood in line
+        self._ways_s: deque[float] = deque(maxlen=REMEMBERED)  # from turn to answer
         self._shed_at = 0.0
 
     def __len__(self) -> int:
@@ -93,11 +93,11 @@ class Lookahead:
         """Remember how long it took from a turn to the answer."""
         self._ways_s.append(way_s)
 
-    def fail(self, error: Exception) -> None:
-        """Give everybody in line the error."""
+    def fail(self, reason: str) -> None:
+        """Give everybody in line an error with this reason."""
         for pending in list(self._line):
             self._line.remove(pending)
-            pending.fail(error)
+            pending.fail(InferenceFailed(reason))
 
     @property
     def _has_room(self) -> bool:
@@ -139,12 +139,17 @@ class Lookahead:
         if self._preparing + self._prepared() == 0:  # nothing is before them but what was measured once
             return
         seconds_per_turn, way_s = self._pace_s(now), statistics.median(self._ways_s) if self._ways_s else 0.0
-        for position, pending in enumerate(list(self._line)):
-            wait_s = position * seconds_per_turn / HOPE
-            if now + wait_s + way_s > pending.waiters[0].deadline and pending.is_wanted:
+        by_age = sorted(self._line, key=lambda one: one.queued_at)
+        turn_as_oldest = {pending: OLDEST_EVERY * rank for rank, pending in enumerate(by_age, start=1)}
+        before = 0
+        for pending in filter(lambda one: one.is_wanted, list(self._line)):
+            turns = min(before, turn_as_oldest[pending])
+            if now + turns * seconds_per_turn / HOPE + way_s > pending.waiters[0].deadline:
                 self._line.remove(pending)
                 self._observer.dropped("deadline")
-                pending.fail(DeadlineExceeded(f"the answer would be too late: {position} images come before this one"))
+                pending.fail(DeadlineExceeded(f"the answer would be too late: {turns} images come before this one"))
+            else:
+                before += 1
 
     def _pace_s(self, now: float) -> float:
         """Return how long the line takes for one turn at best, seconds; 0 while that is not known.

@@ -184,7 +184,7 @@ class CertificateStore:
         except OSError as error:
             if partial is not None:
                 partial.unlink(missing_ok=True)
-            logger.warning("certificate %s could not be kept (%s); the next start probes in full", path, error.strerror)
+            logger.warning("certificate %s could not be kept (%s); the next start measures again", path, error.strerror)
 
     def _path(self, fingerprint_digest: str) -> Path | None:
         return None if self._folder is None else self._folder / f"{fingerprint_digest}.json"

@@ -6,7 +6,8 @@ no calm run of a shape was to be had its cost is doubtful, and is to be measured
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,12 +16,13 @@ from numpy.typing import NDArray
 
 from service.engine import Shape
 
+Waits = Mapping[str, float]
 Run = Callable[[NDArray[np.uint8], int], NDArray[np.float32]]  # images (batch_size, …) and threads → logits
 
 FEWEST, MOST = 3, 9  # runs of each shape; the more the shorter they are
 LONG_S = 0.05  # a shape that has taken so long has been timed often enough
 PATIENCE_ROUNDS = 12  # after so many it is no passing disturbance
-PATIENCE_S = 8.0  # nor after so long
+PATIENCE_S = 3.0  # nor after so long: a host that is never calm pays this at each start
 CALM_SHARE = 0.05  # of a run's time, spent waiting for cores by all threads together: below what a plan hangs on
 
 
@@ -36,20 +38,17 @@ class Cost:
         return self if other is None else Cost(min(self.seconds, other.seconds), self.is_calm or other.is_calm)
 
 
-def waited_s() -> float | None:
-    """Return how long all threads of this process have stood ready without a core, seconds; None where nobody counts.
+def waits_s() -> Waits:
+    """Return by thread of this process how long it has stood ready without a core, seconds; of none: nobody counts.
 
     Source: Documentation/scheduler/sched-stats.rst, /proc/<pid>/schedstat, its second number, nanoseconds.
     """
-    total = 0
-    try:
+    found = {}
+    with suppress(OSError):  # no such folder
         for task in Path("/proc/self/task").iterdir():
-            total += int((task / "schedstat").read_text().split()[1])
-    except (FileNotFoundError, ProcessLookupError):
-        return None if total == 0 else total / 1e9  # one has ended meanwhile, or the kernel keeps no count
-    except (OSError, IndexError, ValueError):
-        return None
-    return total / 1e9
+            with suppress(OSError, IndexError, ValueError):  # it has ended meanwhile, or the kernel keeps no count
+                found[task.name] = int((task / "schedstat").read_text().split()[1]) / 1e9
+    return found
 
 
 def costs_of(
@@ -57,7 +56,7 @@ def costs_of(
     shapes: Sequence[Shape],
     real: NDArray[np.uint8],
     *,
-    waited: Callable[[], float | None] = waited_s,
+    waits: Callable[[], Waits] = waits_s,
     clock: Callable[[], float] = time.perf_counter,
 ) -> dict[Shape, Cost]:
     """Time shapes on `real` images, uint8 (n, height, width, channels): all in turn, until each has had calm runs."""
@@ -69,7 +68,7 @@ def costs_of(
     started, rounds = clock(), 0
     while pending := [one for one in shapes if _needs_more(costs.get(one), spent_s[one], rounds, clock() - started)]:
         for shape in pending:
-            cost = _once(lambda: run(batches[shape], shape.threads), waited, clock)  # noqa: B023 - called at once
+            cost = _once(lambda: run(batches[shape], shape.threads), waits, clock)  # noqa: B023 - called at once
             spent_s[shape] += cost.seconds
             costs[shape] = cost.better(costs.get(shape))
         rounds += 1
@@ -84,10 +83,9 @@ def _needs_more(cost: Cost | None, spent_s: float, rounds: int, elapsed_s: float
     return rounds < MOST and spent_s < LONG_S
 
 
-def _once(work: Callable[[], object], waited: Callable[[], float | None], clock: Callable[[], float]) -> Cost:
-    waited_before, started = waited(), clock()
+def _once(work: Callable[[], object], waits: Callable[[], Waits], clock: Callable[[], float]) -> Cost:
+    before, started = waits(), clock()
     work()
-    seconds, waited_after = clock() - started, waited()
-    if waited_before is None or waited_after is None:
-        return Cost(seconds, is_calm=True)  # nobody can tell; the least of several has to do
-    return Cost(seconds, is_calm=waited_after - waited_before <= CALM_SHARE * seconds)
+    seconds, after = clock() - started, waits()
+    waited_s = sum(waited - before.get(thread, 0.0) for thread, waited in after.items())
+    return Cost(seconds, is_calm=waited_s <= CALM_SHARE * seconds)  # where nobody counts the least of several has to do

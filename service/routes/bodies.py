@@ -110,6 +110,7 @@ async def read_receipt_and_file(request: Request, settings: Settings, deadline: 
         raise UnsupportedFormat("send multipart/form-data with the parts `receipt` (JSON) and `file` (the image)")
     form = await _parse_multipart(request, await read_body(request, settings, deadline), settings)
     try:
+        _check_names(form)
         parts = [(name, await _content(part)) for name, part in form.multi_items()]
     finally:
         await form.close()
@@ -120,12 +121,13 @@ async def read_receipt_and_file(request: Request, settings: Settings, deadline: 
 
 
 async def _content(part: UploadFile | str) -> bytes:
-    return part.encode() if isinstance(part, str) else await part.read()
+    return part.encode(errors="replace") if isinstance(part, str) else await part.read()
 
 
 async def _from_multipart(request: Request, body: bytes, settings: Settings) -> list[Upload]:
     form = await _parse_multipart(request, body, settings)
     try:
+        _check_names(form)
         return await _uploads_of(form)
     finally:
         await form.close()
@@ -143,6 +145,13 @@ async def _parse_multipart(request: Request, body: bytes, settings: Settings) ->
         if "Too many files" in reason:
             raise TooLarge(f"more than {settings.max_images} images in one request") from None
         raise MalformedRequest(f"the multipart body cannot be read: {reason}") from None
+
+
+def _check_names(form: FormData) -> None:
+    """Raise MalformedRequest for a name that no answer can repeat: some charsets decode to half a character."""
+    names = "".join(name if isinstance(part, str) else f"{name}{part.filename}" for name, part in form.multi_items())
+    if any("\ud800" <= one <= "\udfff" for one in names):
+        raise MalformedRequest("a part's name or file name holds half a character; send names in UTF-8")
 
 
 async def _uploads_of(form: FormData) -> list[Upload]:

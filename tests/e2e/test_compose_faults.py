@@ -78,7 +78,7 @@ def test_certificates_that_cannot_be_kept_cost_a_warning_and_nothing_else(docker
     said = docker.tried("run", "--rm", "--read-only", "--tmpfs=/tmp", cpu_image, "serve", "--dry-run")
 
     assert said.status == 0
-    assert "could not be kept (Read-only file system); the next start probes in full" in said.text
+    assert "could not be kept (Read-only file system); the next start measures again" in said.text
 
 
 def test_a_port_of_the_host_that_is_taken_is_told_by_the_engine(one, project):

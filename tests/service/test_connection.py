@@ -13,6 +13,7 @@ from support import Engines, encode, random_pixels
 from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
 from service.connection import _since_last_byte_s
+from service.errors import ServiceError
 
 IMAGE = encode(Image.fromarray(random_pixels(1)[0]), "PNG")
 
@@ -106,6 +107,29 @@ def test_a_body_that_nobody_reads_is_gone_with_its_request(models):
         assert asyncio.run(asyncio.wait_for(scenario(), 60)) <= 1  # the connection's last
     finally:
         gc.enable()
+
+
+@pytest.mark.parametrize(
+    ("head", "status"),
+    [(b"POST /predict HTTP/1.1", b"422"), (b"POST /predict?& HTTP/1.1", b"422"), (b"POST /verify HTTP/1.1", b"415")],
+    ids=["short", "long", "verify"],
+)
+def test_a_refused_body_is_gone_with_its_answer(models, head, status):
+    request = head + b"\r\nhost: x\r\nconnection: close\r\ncontent-length: 5000\r\n\r\n" + IMAGE[:50].ljust(5000, b"\0")
+
+    async def scenario():
+        async with listening(models, Engines()) as (address, _):
+            gc.collect()
+            gc.disable()
+            for _ in range(5):
+                assert (await talk(address, request)).split()[1] == status
+            return [repr(one) for one in gc.get_objects() if issubclass(type(one), ServiceError)]
+
+    try:
+        left = asyncio.run(asyncio.wait_for(scenario(), 60))
+    finally:
+        gc.enable()
+    assert left == []
 
 
 class _Transport:

@@ -162,13 +162,54 @@ def test_who_stands_too_far_back_to_be_in_time_is_told_at_once_and_the_others_st
     run(scenario)
 
 
+def test_who_has_time_is_not_refused_with_the_hopeless_crowd_in_front_of_him():
+    async def scenario():
+        site = Site(ahead=2)
+        site.ready = 1
+        for name in range(1 + FEWEST_TURNS):
+            site.ask(name)
+        crowd = [site.ask(index, within_s=2.0) for index in range(100)]
+        patient = site.ask("patient", within_s=5.5)
+        await settle()
+        for _ in range(FEWEST_TURNS + 1):
+            site.now += 0.1
+            await site.use()
+        assert sum(one.done() and one.exception() is not None for one in crowd) == 80
+        assert not patient.done()
+        site.lookahead.fail("enough")
+        await asyncio.gather(*crowd, patient, return_exceptions=True)
+
+    run(scenario)
+
+
+def test_who_will_be_the_oldest_soon_is_not_refused_for_all_who_are_more_urgent():
+    async def scenario():
+        site = Site(ahead=2)
+        site.ready = 1
+        site.ask("first")
+        await settle()
+        low = site.ask("low", within_s=10.0, priority="low")
+        await settle()
+        site.now += 0.001
+        crowd = [site.ask(index, priority="high") for index in range(300)]
+        await settle()
+        for _ in range(FEWEST_TURNS + 3):
+            site.now += 0.1
+            await site.use()
+        assert await low > 0
+        site.lookahead.fail("enough")
+        await asyncio.gather(*crowd, return_exceptions=True)
+
+    run(scenario)
+
+
 def test_a_line_that_moves_slower_than_the_lanes_run_is_judged_by_the_lanes():
     async def scenario():
         site = Site(ahead=2, run_pace_s=0.001)
         site.ready = 1
         crowd = await crowd_behind_a_moving_line(site)
         assert site.journal.reasons == []
-        site.lookahead.fail(InferenceFailed("enough"))
+        site.lookahead.fail("enough")
         await asyncio.gather(*crowd, return_exceptions=True)
 
     run(scenario)

@@ -133,6 +133,17 @@ def test_a_wrong_query_parameter_is_malformed_and_named(ask, query):
     assert query.partition("=")[0] in response.json()["detail"]
 
 
+@pytest.mark.parametrize("field", ['name="file"; filename="\\ud800"', 'name="\\ud800"; filename="a"', 'name="\\ud800"'])
+def test_half_a_character_in_the_name_of_a_part_is_malformed(ask, field):
+    body = f"--B\r\ncontent-disposition: form-data; {field}\r\n\r\nx\r\n--B--\r\n".encode()
+    headers = {"content-type": "multipart/form-data; boundary=B; charset=raw_unicode_escape"}
+
+    response = ask("POST", "/predict", content=body, headers=headers)
+
+    assert response.status_code == 400
+    assert "half a character" in response.json()["detail"]
+
+
 def test_a_bad_image_among_good_ones_gets_its_own_error(ask, expected):
     files = [("file", ("a.png", FILES[0])), ("file", ("b.txt", b"hello")), ("file", ("c.png", FILES[2]))]
 

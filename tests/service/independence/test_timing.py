@@ -9,7 +9,7 @@ import pytest
 from support import random_pixels
 
 from service.engine import Shape
-from service.independence.timing import CALM_SHARE, FEWEST, PATIENCE_ROUNDS, Cost, costs_of, waited_s
+from service.independence.timing import CALM_SHARE, FEWEST, PATIENCE_ROUNDS, Cost, costs_of, waits_s
 
 ONE, TWO = Shape(1, 1), Shape(1, 2)
 REAL = random_pixels(3)
@@ -32,8 +32,8 @@ class Machine:
         return np.zeros((len(images), 1), np.float32)
 
     def measure(self, shapes: tuple[Shape, ...] = (ONE, TWO)) -> dict[Shape, Cost]:
-        waited = (lambda: self.waiting) if self._counts else (lambda: None)
-        return costs_of(self.run, shapes, REAL, waited=waited, clock=lambda: self.now)
+        waits = (lambda: {"1": self.waiting}) if self._counts else dict
+        return costs_of(self.run, shapes, REAL, waits=waits, clock=lambda: self.now)
 
 
 def test_a_neighbour_who_comes_and_goes_changes_no_cost():
@@ -80,20 +80,28 @@ def test_a_short_wait_is_no_disturbance():
         machine.waiting += 0.9 * CALM_SHARE
         return machine.run(images, threads)
 
-    assert costs_of(run, (ONE,), REAL, waited=lambda: machine.waiting, clock=lambda: machine.now)[ONE].is_calm
+    assert costs_of(run, (ONE,), REAL, waits=lambda: {"1": machine.waiting}, clock=lambda: machine.now)[ONE].is_calm
+
+
+def test_a_thread_that_ends_between_two_looks_hides_nobody_elses_wait():
+    looks = iter([{"lane": 0.0, "ending": 9.0}, {"lane": 0.5}] * 100)
+    ticks = iter(range(1000))
+
+    costs = costs_of(lambda images, threads: images, (ONE,), REAL, waits=lambda: next(looks), clock=lambda: next(ticks))
+
+    assert not costs[ONE].is_calm
 
 
 def test_the_kernel_counts_what_more_threads_than_cores_wait():
-    before = waited_s()
-    if before is None:
+    if not waits_s():
         pytest.skip("this kernel keeps no count of how long threads wait for a core")
-    until, counted = time.monotonic() + 0.5, []
+    before, until, counted = sum(waits_s().values()), time.monotonic() + 0.5, []
 
     def spin() -> None:
         while time.monotonic() < until:
             np.linalg.norm(np.ones(2**16))  # without the interpreter's lock
         barrier.wait(10)
-        counted.append(waited_s())  # while all of them still live
+        counted.append(sum(waits_s().values()))  # while all of them still live
         barrier.wait(10)
 
     count = 3 * len(os.sched_getaffinity(0))
