@@ -148,12 +148,19 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
 
 
 def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
-    """Put back what `optimizer_tensors` returned."""
+    """Put back what `optimizer_tensors` returned, each tensor in the memory layout of its weight.
+
+    Files hold contiguous tensors, and torch's fused kernels refuse a state whose strides are not the weight's.
+    """
     state: dict[int, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
         index, _, slot = name.partition(".")
         state.setdefault(int(index), {})[slot] = tensor
     optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
+    for weight, slots in optimizer.state.items():
+        for slot, value in slots.items():
+            if isinstance(value, Tensor) and value.shape == weight.shape:
+                slots[slot] = torch.empty_like(weight, dtype=value.dtype, device=value.device).copy_(value)
 
 
 def _check_keys(path: Path, wanted: dict[str, Tensor], found: dict[str, Tensor]) -> None:

@@ -197,3 +197,25 @@ def test_a_safetensors_file_of_someone_else_is_refused(tmp_path: Path, metadata)
 def test_a_missing_file_says_what_to_do(tmp_path: Path):
     with pytest.raises(RunError, match="is missing; train first"):
         load_checkpoint(tmp_path / "best.safetensors", _network())
+
+
+@pytest.mark.parametrize("kind", ["SGD", "AdamW"])
+def test_restored_optimizer_state_has_the_memory_layout_of_its_weight(tmp_path: Path, kind: str):
+    """Fused kernels on CUDA refuse a state whose strides are not the weight's."""
+    network = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8)).to(memory_format=torch.channels_last)
+    options = {"momentum": 0.9} if kind == "SGD" else {}
+    optimizer = getattr(torch.optim, kind)(network.parameters(), lr=0.1, **options)
+    network(torch.randn(2, 3, 8, 8)).square().sum().backward()
+    optimizer.step()
+    save_checkpoint(tmp_path / "last.safetensors", network, FACTS, optimizer_tensors(optimizer))
+    _, tensors = load_checkpoint(tmp_path / "last.safetensors", network)
+    fresh = getattr(torch.optim, kind)(network.parameters(), lr=0.1, **options)
+    restore_optimizer(fresh, tensors)
+    large = 0
+    for weight, slots in optimizer.state.items():
+        for name, wanted in slots.items():
+            found = fresh.state[weight][name]
+            assert torch.equal(found, wanted)
+            assert found.stride() == wanted.stride()
+            large += found.ndim == 4
+    assert large == (1 if kind == "SGD" else 2), "the convolution's state was looked at"
