@@ -1,6 +1,6 @@
 """The checks on an ONNX graph: modes, batch statistics, what stands before each BatchNorm, the batch dimension."""
 
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterator
 from itertools import chain
 
@@ -17,6 +17,7 @@ from training.errors import NotFoldable
 from training.folding.graph_constants import Constants, opset_of
 from training.folding.graphs import fold_unmeasured
 from training.foreign.read import inputs_of
+from training.foreign.settling import names_apart
 
 FLOAT16_MAX = 65504.0
 LINEAR = frozenset({"Conv", "ConvTranspose", "Gemm"})
@@ -34,10 +35,9 @@ def node_name(node: onnx.NodeProto) -> str:
 
 
 def norm_names(graph: onnx.GraphProto) -> list[str]:
-    """Return a name for each of `norm_nodes`, all different: that of its output where several nodes share theirs."""
-    nodes = norm_nodes(graph)
-    count = Counter(map(node_name, nodes))
-    return [node_name(node) if count[node_name(node)] == 1 else node.output[0] for node in nodes]
+    """Return a name for each of `norm_nodes`: the one that it has in the settled graph, too."""
+    named = zip(graph.node, names_apart(graph), strict=True)
+    return [name for node, name in named if node.op_type == "BatchNormalization"]
 
 
 def layer_of(node: onnx.NodeProto, known: Constants) -> Layer:

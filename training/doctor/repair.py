@@ -72,11 +72,17 @@ def mend_graph(model: onnx.ModelProto, mended: Iterable[Mended]) -> None:
     """Write statistics into BatchNormalization nodes, in place, in the type that they have; all else stays as it is.
 
     An initializer that something else reads too is left alone, and so is what is none: the node gets one of its own.
-    Raises FileRefused where the type cannot hold a number.
+    Raises FileRefused where the type cannot hold a number, or where the graph has no node of a layer's name.
     """
     by_name = {one.name: one.after for one in mended}
     graph, kinds = model.graph, _types(model)
-    for node, name in zip(norm_nodes(graph), norm_names(graph), strict=True):
+    names = norm_names(graph)
+    if lacking := sorted(set(by_name) - set(names)):
+        raise FileRefused(
+            f"the graph has no BatchNormalization called {lacking[0]}, nothing was written; give each of its nodes a "
+            "name of its own"
+        )
+    for node, name in zip(norm_nodes(graph), names, strict=True):
         for place, values in enumerate(by_name.get(name, ()), start=3):
             stored = _in_type(values, kinds.get(node.input[place], onnx.TensorProto.FLOAT), name)
             _write(model, node, place, stored)

@@ -38,11 +38,19 @@ def settle(model: onnx.ModelProto) -> onnx.ModelProto:
     return settled
 
 
-def _name_apart(graph: onnx.GraphProto) -> None:
+def names_apart(graph: onnx.GraphProto) -> list[str]:
+    """Return what to call each node: its name, or its first output where it has none or shares it with any other."""
     count = Counter(node.name for node in graph.node)
-    for node in graph.node:
-        if node.name and count[node.name] > 1:
-            node.name = node.output[0]
+    return [
+        node.name if node.name and count[node.name] == 1 else next(iter(node.output), node.op_type)
+        for node in graph.node
+    ]
+
+
+def _name_apart(graph: onnx.GraphProto) -> None:
+    for node, name in zip(graph.node, names_apart(graph), strict=True):
+        if node.name:
+            node.name = name
 
 
 def _name_types(model: onnx.ModelProto) -> None:

@@ -10,6 +10,8 @@ from onnx import helper
 
 from foldserve.cli import main
 from training.doctor.read import read_subject
+from training.doctor.repair import Mended, mend_graph
+from training.errors import FileRefused
 
 
 def rest_of(model: onnx.ModelProto, *changed: str) -> bytes:
@@ -78,6 +80,24 @@ def test_layers_of_one_name_get_their_own_statistics(tmp_path: Path):
     share = 0.9**5
     np.testing.assert_allclose(first.running_var, (1.5 - share) / (1 - share), rtol=1e-6)
     np.testing.assert_allclose(second.running_var, (3 - share) / (1 - share), rtol=1e-6)
+
+
+def test_a_layer_that_shares_its_name_with_a_node_of_another_kind_is_mended(tmp_path: Path):
+    file = Graph(values={"var": np.full(FILTERS, 1.5)}).model()
+    for node in file.graph.node:
+        node.name = "layer1"
+    onnx.save(file, tmp_path / "given.onnx")
+    assert main(["repair", str(tmp_path / "given.onnx"), "--out", str(tmp_path / "mended.onnx"), *UPDATED]) == 0
+    (layer,) = read_subject(tmp_path / "mended.onnx").layers
+    np.testing.assert_allclose(layer.running_var, (1.5 - 0.9**5) / (1 - 0.9**5), rtol=1e-6)
+
+
+def test_statistics_for_which_the_graph_has_no_node_are_refused_by_name():
+    model, numbers = Graph().model(), (np.zeros(FILTERS), np.ones(FILTERS))
+    before = model.SerializeToString()
+    with pytest.raises(FileRefused, match="no BatchNormalization called elsewhere"):
+        mend_graph(model, [Mended("norm", numbers, numbers, None), Mended("elsewhere", numbers, numbers, None)])
+    assert model.SerializeToString() == before
 
 
 def test_a_statistic_that_its_type_cannot_hold_is_refused(tmp_path: Path, capsys):
