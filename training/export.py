@@ -28,6 +28,7 @@ from training.errors import ExportRefused
 from training.exact.convert import Labelled, Material
 from training.exact.options import ExactOptions
 from training.folding.modules import fold, verify
+from training.foreign.settling import settle
 from training.loop import Normalize
 from training.normalization import norm_records
 from training.packaging import Exported, check_target, package
@@ -136,7 +137,7 @@ def to_onnx(classifier: nn.Module, example: NDArray[np.uint8]) -> onnx.ModelProt
 
     `example` has at least two images: a batch of one would be taken for a constant. Where BatchNorm is left that the
     exporter's optimizer would fold, by rules that have shipped wrong models (pytorch#169178), it is not used: what is
-    recorded as kept is in the file.
+    recorded as kept is in the file. Constants are worked out then too, for the proof and the folding need them.
     """
     with quiet():
         program = torch.onnx.export(
@@ -155,7 +156,7 @@ def to_onnx(classifier: nn.Module, example: NDArray[np.uint8]) -> onnx.ModelProt
         plain = program.model_proto
         program.optimize()
         optimized = program.model_proto
-    return _without_traces(optimized if _norms(optimized) == _norms(plain) else plain)
+    return _without_traces(optimized if _norms(optimized) == _norms(plain) else settle(plain))
 
 
 def _norms(model: onnx.ModelProto) -> int:

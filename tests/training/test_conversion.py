@@ -4,11 +4,13 @@ from pathlib import Path
 
 import onnx
 import torch
+from conversion_support import artifact_of
 from torch import nn
 from torch.nn.utils import parametrizations
 from training_support import aged
 
 from service.artifact import Artifact
+from service.independence.proof import prove
 from service.manifest import Manifest
 from service.preprocessing import Preprocessing
 from training.exact.options import ExactOptions
@@ -32,6 +34,27 @@ class Standardised(nn.Module):
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         return self.head(torch.relu(self.bn(self.conv(images))).mean((2, 3)))
+
+
+class Attending(Standardised):
+    """The same, beside attention, of whose scale and shapes the exporter writes chains of nodes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention = nn.MultiheadAttention(6, 2, batch_first=True)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        tokens = torch.relu(self.bn(self.conv(images))).flatten(2).transpose(1, 2)  # (batch, positions, channels)
+        attended, _ = self.attention(tokens, tokens, tokens, need_weights=False)
+        return self.head(attended.mean(1))
+
+
+def test_a_network_with_attention_is_proved_where_batchnorm_is_kept():
+    torch.manual_seed(0)
+    model = artifact_of(aged(Attending()), side=SIDE)
+    assert sum(node.op_type == "BatchNormalization" for node in model.graph.node) == 1
+    assert prove(model).verdict == "independent"
+    onnx.checker.check_model(model, full_check=True)
 
 
 def test_what_is_recorded_as_kept_is_in_the_file(tmp_path: Path):
