@@ -214,9 +214,17 @@ class Launched:
 
 
 def launched_processes() -> Launched | None:
-    """Return what torchrun says of this process, None where it did not start it."""
+    """Return what torchrun says of this process, None where it did not start it.
+
+    Raises UsageError where another launcher says that there are several, and not all that torchrun says.
+    """
     names = ("RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "WORLD_SIZE")
-    if any(name not in os.environ for name in names):
+    if missing := [name for name in names if name not in os.environ]:
+        if os.environ.get("WORLD_SIZE", "1") != "1":
+            raise UsageError(
+                f"WORLD_SIZE = {os.environ['WORLD_SIZE']}, and {', '.join(missing)} not set: each process would train "
+                "alone; start them with torchrun, or unset WORLD_SIZE"
+            )
         return None
     return Launched(*(int(os.environ[name]) for name in names))
 

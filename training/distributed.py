@@ -1,6 +1,6 @@
 """Several processes under torchrun: who this one is, and sums over all. Alone, everything is the identity."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -10,15 +10,18 @@ from training.config import Launched, launched_processes
 
 
 @contextmanager
-def processes(device: torch.device) -> Iterator[torch.device]:
-    """Join the other processes that torchrun started, if any; give this one's device."""
+def processes(device: torch.device, say: Callable[[str], None] = print) -> Iterator[torch.device]:
+    """Join the other processes that torchrun started, if any; give this one's device. Raises UsageError."""
     launched = launched_processes()
     if launched is None or distributed.is_initialized():
         yield device
         return
     backend = "gloo"
     if device.type == "cuda":
-        index, backend = place(launched, torch.cuda.device_count())
+        gpus = torch.cuda.device_count()
+        index, backend = place(launched, gpus)
+        if backend == "gloo" and launched.local_rank == 0:
+            say(slow(launched, gpus))
         device = torch.device("cuda", index)
         torch.cuda.set_device(device)
     distributed.init_process_group(backend, device_id=device if backend == "nccl" else None)
@@ -34,6 +37,14 @@ def place(launched: Launched, gpus: int) -> tuple[int, str]:
     NCCL takes one process a GPU. Where processes share one, gloo carries the sums over the CPU: slower, and right.
     """
     return launched.local_rank % gpus, "nccl" if launched.local_world_size <= gpus else "gloo"
+
+
+def slow(launched: Launched, gpus: int) -> str:
+    """Say that sums take the CPU, and how they would not."""
+    return (
+        f"{launched.local_world_size} processes on this machine see {gpus} GPU{'s' * (gpus != 1)}: sums go through "
+        "gloo over the CPU, which is slow; start as many as there are GPUs, and let each process see all of them"
+    )
 
 
 def rank() -> int:

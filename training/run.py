@@ -80,7 +80,7 @@ def train(
     run folder held is lost unless `overwrite`.
     """
     config = _resumed(run) if resume else config
-    with processes(choose_device(config.device)) as device:
+    with processes(choose_device(config.device), say) as device:
         tell = say if distributed.rank() == 0 else _say_nothing
         set_threads(config, run / LAST_FILE if resume else None, tell)
         dataset = load_dataset(config, data_dir, download=download, say=tell)

@@ -17,7 +17,8 @@ from training_support import QUICK, hush
 
 from training.checkpoint import load_checkpoint, read_facts
 from training.config import Launched, launched_processes
-from training.distributed import place
+from training.distributed import place, slow
+from training.errors import UsageError
 from training.report import read_metrics
 from training.run import build_network, load_run, train
 
@@ -56,6 +57,21 @@ def test_a_process_that_torchrun_did_not_start_is_alone(monkeypatch):
         assert launched_processes() is None
         monkeypatch.setenv(name, str(value))
     assert launched_processes() == Launched(rank=0, local_rank=1, local_world_size=2, world_size=3)
+
+
+@pytest.mark.parametrize("missing", ["RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE"])
+def test_a_launcher_that_leaves_out_a_variable_is_refused_by_its_name(monkeypatch, missing: str):
+    for name, value in {"RANK": "1", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2", "WORLD_SIZE": "2"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv(missing)
+    with pytest.raises(UsageError, match=f"^WORLD_SIZE = 2, and {missing} not set"):
+        launched_processes()
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    assert launched_processes() is None
+
+
+def test_processes_that_talk_through_gloo_are_told_why_they_are_slow():
+    assert "8 processes on this machine see 1 GPU: sums go through gloo" in slow(Launched(0, 0, 8, 8), 1)
 
 
 def given_batch(folder: Path) -> dict[str, torch.Tensor]:
