@@ -18,7 +18,7 @@ parts() {
     cat <<'TEXT'
 train      digits train in bfloat16 and in float16; the run exports, folds exactly and passes parity on the CPU
 exactness  a killed run goes on; deterministic = true; a compiled run beside one that is not
-processes  torchrun: one process, and one for each GPU (two that share it where there is one), as one process alone
+processes  torchrun: one process, and four or two (on a GPU each; two share it where there is one), as one process alone
 share      images/s of small_cnn as a share of a bare loop, compiled and not
 resnet     the same for ResNet-50 on synthetic 224² images
 mnist      MNIST to 99.4 % in 5 s, five seeds
@@ -132,6 +132,8 @@ for part in $wanted; do
 done
 mkdir -p "$OUT"
 exec > >(tee -a "$OUT/log.txt") 2>&1 # also where nobody kept the output; parts that ran before stay in it
+log=$!
+trap 'exec >&- 2>&-; wait "$log"' EXIT # or the last lines are lost where the machine is given back at once
 
 printf '\n#### %s: %s\n' "$(date -u +%FT%TZ)" "$(echo $wanted)"
 nvidia-smi --query-gpu=name,driver_version --format=csv,noheader || { echo "no NVIDIA driver answers"; exit 1; }

@@ -73,7 +73,7 @@ def compiled(folder: Path, device: str) -> int:
 
 
 def processes(folder: Path, device: str) -> int:
-    """Train with one process, with one under torchrun, and with one for each GPU, two where there is one GPU alone.
+    """Train with one process, with one under torchrun, and with several: four where there are as many GPUs, else two.
 
     Two that share a GPU talk through gloo; a GPU each, through NCCL.
     """
@@ -81,7 +81,7 @@ def processes(folder: Path, device: str) -> int:
 
     given = [*SMALL, "--set", f"device={device}"]
     trained(folder / "alone", *given)
-    several = max(torch.cuda.device_count(), 2) if device == "cuda" else 2
+    several = 4 if device == "cuda" and torch.cuda.device_count() >= 4 else 2  # numbers that divide batch_size
     code = 0
     for count in (1, several):
         run = folder / str(count)
