@@ -25,9 +25,7 @@ def load_onnx(path: Path) -> onnx.ModelProto:
     if sum(_bytes_outside(path, tensor) for tensor in outside) + path.stat().st_size > LARGEST_BYTES:
         raise FileRefused(f"{path}: with its weights it is over 2 GB; {LIMIT}")
     for tensor in outside:
-        external_data_helper.load_external_data_for_tensor(tensor, str(path.parent.resolve()))
-        tensor.data_location = onnx.TensorProto.DEFAULT
-        del tensor.external_data[:]
+        _load(path, tensor)
     try:
         onnx.checker.check_model(model)
     except Exception as error:  # noqa: BLE001 - the checker raises what its C++ half throws
@@ -68,6 +66,21 @@ def _bytes_outside(path: Path, tensor: onnx.TensorProto) -> int:
         raise FileRefused(
             f"{path} tells wrongly where its weight {tensor.name} lies ({error}); export the model again"
         ) from None
+
+
+def _load(path: Path, tensor: onnx.TensorProto) -> None:
+    """Put a weight of another file into the model. Raises FileRefused for a link, which onnx does not read."""
+    name = external_data_helper.ExternalDataInfo(tensor).location
+    try:
+        external_data_helper.load_external_data_for_tensor(tensor, str(path.parent.resolve()))
+    except (OSError, ValueError, onnx.checker.ValidationError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise FileRefused(
+            f"{path} keeps its weight {tensor.name} in {name}, which onnx does not read ({reason}); links are not "
+            "followed: copy the file itself beside the model, as with `cp -L`"
+        ) from None
+    tensor.data_location = onnx.TensorProto.DEFAULT
+    del tensor.external_data[:]
 
 
 def _read_length(path: Path, tensor: onnx.TensorProto, info: external_data_helper.ExternalDataInfo) -> int:

@@ -45,6 +45,15 @@ def _cut(path: Path) -> None:
     data.write_bytes(data.read_bytes()[:-50])
 
 
+def _linked(link: Callable[[Path, Path], object]) -> Callable[[Path], None]:
+    def change(path: Path) -> None:
+        data = path.with_name("w.data")
+        data.rename(data.with_name("elsewhere.data"))
+        link(data, data.with_name("elsewhere.data"))
+
+    return change
+
+
 def _moved(location: str) -> Callable[[Path], None]:
     def change(path: Path) -> None:
         model = onnx.load(path, load_external_data=False)
@@ -154,6 +163,14 @@ CASES: dict[str, tuple[Callable[[Path], Path], str]] = {
     "external data before the start": (_external(_told(offset="-5")), "tells wrongly where its weight filters lies"),
     "external data of a name with NUL": (_external(_moved("w\0.data")), "tells wrongly where its weight filters lies"),
     "external data of no type": (_external(_unknown_type), "tells wrongly where its weight filters lies"),
+    "external data by symbolic link": (
+        _external(_linked(Path.symlink_to)),
+        "links are not followed: copy the file itself",
+    ),
+    "external data by hard link": (
+        _external(_linked(Path.hardlink_to)),
+        "links are not followed: copy the file itself",
+    ),
     "external data of 6 GB": (_external(_read_again_and_again), "with its weights it is over 2 GB"),
     "an image blown up": (_edited(_magnified), "makes 7.25e+09 numbers of one image (huge)"),
     "a constant blown up": (_edited(_made_huge), "makes 1.72e+10 numbers of one image (huge)"),
