@@ -81,9 +81,15 @@ def refuse_unknown(model: onnx.ModelProto) -> None:
 
 
 def refuse_huge(model: onnx.ModelProto, interface: Interface, size: tuple[int, int]) -> None:
-    """Raise FileRefused where a value of one image of `size` is too large to run: few bytes can ask for any number."""
+    """Raise FileRefused where a value of one image of `size` is too large to run: few bytes can ask for any number.
+
+    The shapes that the file tells are of its own batch, so they are left out.
+    """
     one = onnx.ModelProto()
     one.CopyFrom(model)
+    del one.graph.value_info[:]
+    for output in one.graph.output:
+        output.type.tensor_type.ClearField("shape")
     given = next(value for value in one.graph.input if value.name == interface.input_name)
     shape = (1, *size, interface.channels) if interface.channels_last else (1, interface.channels, *size)
     given.CopyFrom(helper.make_tensor_value_info(given.name, given.type.tensor_type.elem_type, shape))

@@ -10,6 +10,7 @@ from foreign_support import CLASSES, FILTERS, SIDE, Graph
 from onnx import TensorProto, helper
 
 from foldserve.cli import main
+from training.importing.interface import read_interface, refuse_huge
 
 
 def _edited(change: Callable[[onnx.ModelProto], object]) -> Callable[[Path], Path]:
@@ -208,6 +209,12 @@ def test_a_file_that_cannot_be_imported_is_refused_in_a_sentence(tmp_path: Path,
     assert words in said
     assert "Traceback" not in said
     assert not models.exists()
+
+
+def test_the_shapes_that_a_file_tells_of_its_own_batch_make_no_image_too_large():
+    model = onnx.shape_inference.infer_shapes(Graph(batch=2**20).model())
+    assert any(value.type.tensor_type.shape.dim[0].dim_value == 2**20 for value in model.graph.value_info)
+    refuse_huge(model, read_interface(model), (SIDE, SIDE))
 
 
 @pytest.mark.parametrize(
