@@ -23,7 +23,8 @@ FEW = 1024  # numbers that may be a shape, axes or a scale
 
 def room_for(graph: GraphProto) -> int:
     """Return the bytes that may be computed from a graph's weights, in all: a few bytes can ask for any number."""
-    return LARGEST + STEPS * sum(map(_stored, graph.initializer))
+    written_out = (entry.t for node in graph.node if node.op_type == "Constant" for entry in node.attribute)
+    return LARGEST + STEPS * sum(map(_stored, (*graph.initializer, *written_out)))
 
 
 def _stored(tensor: TensorProto) -> int:

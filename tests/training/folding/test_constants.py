@@ -64,6 +64,16 @@ def test_what_is_computed_counts_in_all_and_not_each_for_itself(monkeypatch: pyt
     assert [known.array(f"y{one}") is None for one in range(4)] == [False, False, True, True]
 
 
+@pytest.mark.parametrize("is_node", [False, True], ids=["initializer", "Constant node"])
+def test_a_weight_explains_what_is_computed_of_it_wherever_it_is_stored(monkeypatch: pytest.MonkeyPatch, is_node: bool):
+    monkeypatch.setattr(graph_constants, "LARGEST", 2**10)
+    weight = np.ones((64, 64), np.float32)
+    transpose = helper.make_node("Transpose", ["w"], ["y"])
+    constant = helper.make_node("Constant", [], ["w"], value=numpy_helper.from_array(weight))
+    file = model([constant, transpose]) if is_node else model([transpose], w=weight)
+    assert Constants.of(file).array("y") is not None
+
+
 SMALL = {
     "Identity": (["c"], {}), "Cast": (["c"], {"to": 11}), "Shape": (["c"], {}), "Reshape": (["c", "shape"], {}),
     "Squeeze": (["c", "axes"], {}), "Unsqueeze": (["c", "axes"], {}), "Transpose": (["c"], {}), "Flatten": (["c"], {}),
