@@ -13,9 +13,9 @@ import onnx
 from onnx import NodeProto, TensorProto, helper, inliner, numpy_helper
 
 from training.folding.evaluation import evaluate
-from training.folding.graph_constants import LARGEST, graphs_inside, names_read_inside, room_for
+from training.folding.graph_constants import graphs_inside, names_read_inside, room_for
 from training.folding.graph_reading import infer_shapes
-from training.foreign.read import inputs_of
+from training.foreign.read import LARGEST_BYTES, inputs_of
 
 CHANCE = frozenset(
     {"RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Multinomial", "Bernoulli"}
@@ -28,7 +28,7 @@ def settle(model: onnx.ModelProto) -> onnx.ModelProto:
     Functions of the file's own are written out, and nodes that share a name are called as their outputs.
     Constants are computed by ONNX's reference in the precision that the file has, as a runtime does. What cannot be
     computed so stays, and what takes far more memory than the file, or nobody knows how much: a few bytes can ask for
-    any number of them.
+    any number of them. So does everything where the copy would be too large for one file.
     """
     settled = onnx.ModelProto()
     settled.CopyFrom(inliner.inline_local_functions(model) if model.functions else model)
@@ -81,15 +81,15 @@ def _compute_constants(model: onnx.ModelProto) -> None:
     except Exception:  # noqa: BLE001 - the reference raises whatever NumPy does; then the graph stays as it is
         return
     needed = {name: np.asarray(value) for name, value in values.items() if name in wanted}
-    if outputs & set(needed) or sum(value.nbytes for value in needed.values()) > LARGEST:
-        return
-    del graph.node[:]
-    graph.node.extend(rest)
-    graph.initializer.extend(numpy_helper.from_array(value, name) for name, value in needed.items())
-    read = {name for node in rest for name in _read_by(node)} | outputs | {value.name for value in graph.input}
+    read = wanted | {value.name for value in graph.input}
     kept = [tensor for tensor in graph.initializer if tensor.name in read]
-    del graph.initializer[:]
+    size = sum(part.ByteSize() for part in (*rest, *kept)) + sum(value.nbytes for value in needed.values())
+    if outputs & set(needed) or size > LARGEST_BYTES:
+        return
+    del graph.node[:], graph.initializer[:]
+    graph.node.extend(rest)
     graph.initializer.extend(kept)
+    graph.initializer.extend(numpy_helper.from_array(value, name) for name, value in needed.items())
 
 
 def _split(model: onnx.ModelProto) -> tuple[list[NodeProto], list[NodeProto]]:

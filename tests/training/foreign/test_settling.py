@@ -12,6 +12,8 @@ from onnx.reference import ReferenceEvaluator
 
 from training.doctor.examine import examine
 from training.doctor.read import read_subject
+from training.folding import graph_constants
+from training.foreign import settling
 from training.foreign.settling import settle
 from training.importing.pipeline import Order, import_model
 
@@ -153,3 +155,28 @@ def test_a_size_worked_out_from_sizes_is_told_before_it_is_computed():
         model.graph.node.insert(0, node)
     next(node for node in model.graph.node if node.op_type == "Gemm").input.append("one")
     assert kinds(settle(model))[:2] == ["ConstantOfShape", "ReduceMax"]
+
+
+def transposed(extent: int) -> onnx.ModelProto:
+    """A matrix that the graph itself transposes, and a bias that it negates."""
+    model = Graph().model()
+    for tensor in model.graph.initializer:
+        if tensor.name == "matrix":
+            tensor.CopyFrom(numpy_helper.from_array(np.ones((FILTERS, extent), np.float32), "matrix"))
+    model.graph.initializer.append(numpy_helper.from_array(np.ones(extent, np.float32), "bias"))
+    model.graph.node.insert(0, helper.make_node("Neg", ["bias"], ["negated"]))
+    model.graph.node.insert(0, helper.make_node("Transpose", ["matrix"], ["turned"]))
+    gemm = next(node for node in model.graph.node if node.op_type == "Gemm")
+    gemm.input[1:] = ["turned", "negated"]
+    return model
+
+
+def test_a_weight_that_the_file_itself_stores_is_computed_however_large(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(graph_constants, "LARGEST", 2**8)
+    assert kinds(settle(transposed(2**10))) == kinds(Graph().model())
+
+
+def test_nothing_is_computed_where_the_copy_would_be_too_large_for_one_file(monkeypatch: pytest.MonkeyPatch):
+    model = transposed(2**10)
+    monkeypatch.setattr(settling, "LARGEST_BYTES", 2**14)
+    assert kinds(settle(model)) == kinds(model)
