@@ -52,7 +52,9 @@ def _add_network(parser: argparse.ArgumentParser) -> None:
         "--network", metavar="PACKAGE.MODULE:FUNCTION", help="the function that returns the network of a checkpoint"
     )
     parser.add_argument("--domain", metavar="NAME", help="whose images --data are, where BatchNorm is one for each")
-    parser.add_argument("--data-dir", type=Path, metavar="DIR", help="a run: where data sets lie [FOLDSERVE_DATA]")
+    parser.add_argument(
+        "--data-dir", type=Path, metavar="DIR", help="a run with --data: where data sets lie [FOLDSERVE_DATA]"
+    )
 
 
 def add_preprocessing(parser: argparse._ActionsContainer) -> None:
@@ -77,7 +79,7 @@ def _inspect(arguments: argparse.Namespace) -> int:
     from training.doctor.text import as_text
 
     subject, wishes = read_subject(arguments.file, arguments.momentum), wishes_of(arguments)
-    _check_domain(arguments)
+    _check_images(arguments)
     if arguments.network is not None or arguments.data is not None:
         from training.doctor.attaching import attach
 
@@ -94,10 +96,14 @@ def _inspect(arguments: argparse.Namespace) -> int:
     return int(bool(report.errors))
 
 
-def _check_domain(arguments: argparse.Namespace) -> None:
-    """Raise UsageError where a domain is named and no images."""
+def _check_images(arguments: argparse.Namespace) -> None:
+    """Raise UsageError where something is told of images, and none are given."""
     if arguments.domain is not None and arguments.data is None:
         raise UsageError("--domain says whose the images of --data are; without --data every domain is looked at")
+    if arguments.data_dir is not None and arguments.data is None:
+        raise UsageError(
+            "--data-dir says where a run's data sets lie, which are read for --data FOLDER alone; add that"
+        )
 
 
 def _source_of(arguments: argparse.Namespace) -> "Source":
@@ -114,7 +120,7 @@ def _say_aside(text: str) -> None:
 def _repair(arguments: argparse.Namespace) -> int:
     from training.doctor.mending import Repair, repair
 
-    _check_domain(arguments)
+    _check_images(arguments)
     order = Repair(
         arguments.file,
         arguments.out,

@@ -105,6 +105,13 @@ def test_a_domain_where_it_means_nothing_is_refused(tmp_path: Path, capsys, flag
     assert words in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("command", [["inspect"], ["repair", "--out", "mended.safetensors"]], ids=["inspect", "repair"])
+def test_where_data_sets_lie_is_refused_without_images(tmp_path: Path, capsys, command: list[str]):
+    path, network = saved(build_with_auxiliary_head, "bn2.running_mean", tmp_path)
+    assert main([*command, str(path), *network, "--data-dir", "."]) == 2
+    assert "--data-dir says where a run's data sets lie" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("flags", [["--domain", "day"], ["--data-dir", "."], ["--network", "a:b"]])
 def test_what_tells_of_a_network_is_refused_for_a_file_that_is_a_graph(
     tmp_path: Path, images: Path, capsys, flags: list[str]
