@@ -112,7 +112,7 @@ def share_of_bare(
     config: TrainConfig, size: int, channels: int, device: torch.device, rounds: int, steps: int
 ) -> tuple[list[float], float]:
     """Return the share of the bare loop's speed in each round, and our median images/s."""
-    config = replace(config, translate=0.0, rotate=0.0, scale=0.0, flip=False, cutout=0.0, label_smoothing=0.0)
+    config = config.unchanged_images()
     data = synthetic(config.batch_size * steps, size, channels, device)
     ours, bare = our_loop(config, data, size, channels), bare_loop(config, data, size, channels)
     for loop in (ours, bare):  # algorithms are chosen, memory is taken, the bare loop is compiled

@@ -154,10 +154,19 @@ class TrainConfig:
                 f"accumulate = {self.accumulate}: expected a divisor of batch_size = {self.batch_size} that leaves "
                 "BatchNorm at least 2 images"
             )
+        if self.alternate_flip and not self.flip:
+            raise UsageError(
+                "alternate_flip = true says how flip = true mirrors; set that too, or alternate_flip = false"
+            )
 
     def to_json(self) -> str:
         """Return what `from_mapping` of the parsed text turns back into this configuration."""
         return json.dumps(asdict(self), indent=2) + "\n"
+
+    def unchanged_images(self) -> Self:
+        """Return a copy that shows images and labels as they are."""
+        still = replace(self, translate=0.0, rotate=0.0, scale=0.0, flip=False, alternate_flip=False)
+        return replace(still, cutout=0.0, label_smoothing=0.0)
 
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any]) -> Self:

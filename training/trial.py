@@ -91,10 +91,8 @@ def overfit(
 
 def _by_heart(config: TrainConfig, count: int) -> TrainConfig:
     """Return the configuration without what makes learning by heart harder, and with a constant schedule's length."""
-    plain = replace(config, translate=0.0, rotate=0.0, scale=0.0, flip=False, cutout=0.0, label_smoothing=0.0)
-    return replace(
-        plain, batch_size=count, accumulate=1, epochs=OVERFIT_STEPS, domains="union", learning_rate=0.05, weight_ema=0.0
-    )
+    plain = replace(config.unchanged_images(), domains="union", learning_rate=0.05, weight_ema=0.0)
+    return replace(plain, batch_size=count, accumulate=1, epochs=OVERFIT_STEPS)
 
 
 def _few(dataset: Dataset, count: int, seed: int) -> Dataset:

@@ -108,6 +108,12 @@ def test_a_value_that_cannot_be_meant_is_refused_by_key(key: str, value: object)
         replace(QUICK, **{key: value})
 
 
+def test_alternating_flips_without_flips_are_refused():
+    with pytest.raises(UsageError, match="alternate_flip = true says how flip = true mirrors"):
+        QUICK.with_values({"alternate_flip": True})
+    assert QUICK.with_values({"flip": True, "alternate_flip": True}).alternate_flip
+
+
 @pytest.mark.parametrize("suffix", [".json", ".toml"])
 def test_a_file_gives_keys_and_values(tmp_path: Path, suffix: str):
     path = tmp_path / f"mine{suffix}"
@@ -152,6 +158,13 @@ def test_keys_that_are_missing_are_named():
 def test_keys_that_are_not_given_have_their_defaults():
     config = TrainConfig.from_mapping(LEAST)
     assert config == TrainConfig("digits", "small_cnn", 3)
+
+
+@pytest.mark.parametrize("name", sorted(PRESETS))
+def test_each_preset_can_show_images_as_they_are(name: str):
+    still = PRESETS[name].unchanged_images()
+    changes = (still.translate, still.rotate, still.scale, still.flip, still.alternate_flip, still.cutout)
+    assert not any((*changes, still.label_smoothing))
 
 
 @pytest.mark.parametrize("name", sorted(PRESETS))
