@@ -17,6 +17,7 @@ from schemathesis.specs.openapi.checks import (  # noqa: E402
 pytestmark = pytest.mark.e2e
 
 CHECKS = [not_a_server_error, status_code_conformance, content_type_conformance, response_schema_conformance]
+DEADLINE = "X-Request-Timeout-Ms"
 DOCUMENT = Path(__file__).parents[2] / "docs" / "openapi.json"  # another test compares it with the served one
 
 
@@ -37,7 +38,8 @@ def test_each_answer_is_one_that_the_document_describes(server, operation, mode)
         if mode.name == "POSITIVE":  # a model that is there, or no request would get past its name
             served = {"name": "tiny", "version": "1"}
             case.path_parameters = {name: served[name] for name in case.path_parameters or {}}
-            case.headers.pop("X-Request-Timeout-Ms", None)  # 504 is the right answer to a deadline of a millisecond
+        if str((case.headers or {}).get(DEADLINE, "")).strip().isdecimal():
+            del case.headers[DEADLINE]  # 504 is the right answer to a deadline of a few milliseconds
         case.call_and_validate(base_url=server.url, checks=CHECKS)
 
     if mode.name == "POSITIVE" or operation.body or operation.query or operation.path_parameters:
