@@ -2,27 +2,28 @@
 
     admit ── turn ── submit ── queue ── a free lane takes its share ── run_batch in a thread ── each caller
 
-A batch forms while every lane is busy; an idle lane never waits for company unless told to. An item whose callers have
-all gone or whose deadlines have passed is dropped before it costs a run. Items of one key are run once for all who ask
-while one is in flight. A batch that fails is run again item by item, so that only the culprit fails. Shutdown drains.
+A batch forms while every lane is busy; an idle lane never waits for company unless told to. Where runs are
+short, a busy lane has a full batch at hand, and need not wait for the event loop between the two. An item whose callers
+have all gone or whose deadlines have passed is dropped before it costs a run. Items of one key are run once for all who
+ask while one is in flight. A batch that fails is run again item by item, so that only the culprit fails. Shutdown
+drains.
 """
 
 import asyncio
 import contextlib
-import math
 import time
 from collections import deque
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import Any, Generic, Protocol, Self
+from typing import Generic, Protocol, Self
 
-from service.errors import InferenceFailed, NotReady, QueueFull
+from service.admission import Admission
+from service.errors import InferenceFailed, NotReady
+from service.lanes import Lanes
 from service.lookahead import Lookahead, Turn, Watcher
 from service.queueing import Item, Pending, Priority, PriorityQueue, Result, Waiter, fair_share
 
-MEMORY = 0.9  # share of the old value in the running mean of seconds per item: about the last ten batches count
-MAX_RETRY_AFTER_S = 60
 MANY = 10**6  # more than any queue holds
 ENDED = "the batcher ended; see the log"
 
@@ -51,33 +52,32 @@ class Batcher(Generic[Item, Result]):
         max_queue_delay_ms: float = 0.0,
         take: Callable[[int, int], int] = fair_share,
         ahead: Callable[[], int] = lambda: MANY,
+        full: int | None = None,
         on_death: Callable[[BaseException], None] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._run_batch = run_batch
         self._observer = observer
         self._max_batch_size = max_batch_size
-        self._max_queue_size = max_queue_size
         self._max_queue_delay_s = max_queue_delay_ms / 1000
-        self._lanes = lanes
+        self._threads = lanes
+        self.lanes = Lanes(lanes, full)
+        self.admission = Admission(max_queue_size, lanes)
         self._take_of = take  # of so many waiting, with so many idle lanes, how many does one lane run next?
         self._on_death = on_death
         self._clock = clock  # not the event loop's, which may tick in whole milliseconds
         self._queue: PriorityQueue[Item, Result] = PriorityQueue()
-        self.lookahead = Lookahead(ahead, self._queue.__len__, self._pace_s, observer, clock)
+        self.lookahead = Lookahead(ahead, lambda: self._prepared, lambda: self.admission.pace_s, observer, clock)
         self._in_flight: dict[Hashable, Pending[Item, Result]] = {}  # by key, until settled
         self._sleepers: deque[asyncio.Future[None]] = deque()  # lanes that wait for work
         self._tasks: list[asyncio.Task[None]] = []
         self._executor: ThreadPoolExecutor | None = None
-        self._idle_lanes = 0
-        self._admitted = 0
-        self._seconds_per_item = 0.0
         self._draining = False
         self.failure: BaseException | None = None
 
     async def __aenter__(self) -> Self:
-        self._executor = ThreadPoolExecutor(self._lanes, thread_name_prefix="lane")
-        for _ in range(self._lanes):
+        self._executor = ThreadPoolExecutor(self._threads, thread_name_prefix="lane")
+        for _ in range(self.lanes.takers):
             task = asyncio.create_task(self._serve_lane())
             task.add_done_callback(self._lane_ended)
             self._tasks.append(task)
@@ -93,42 +93,34 @@ class Batcher(Generic[Item, Result]):
     @property
     def depth(self) -> int:
         """Items that wait for a lane, or for their turn to be prepared for one."""
-        return len(self._queue) + len(self.lookahead)
+        return self._prepared + len(self.lookahead)
+
+    @property
+    def _prepared(self) -> int:
+        return len(self._queue) + self.lanes.at_hand
 
     @property
     def admitted(self) -> int:
         """Items that were let in and are not answered yet."""
-        return self._admitted
+        return self.admission.count
 
     @contextlib.contextmanager
     def admit(self, count: int) -> Iterator[None]:
         """Hold room for `count` items while they are prepared, queued and run. Raises QueueFull or NotReady at once."""
         self.check_room(count)
-        self._admitted += count
+        self.admission.count += count
         try:
             yield
         finally:
-            self._admitted -= count
-            if self._draining and self._admitted == 0:
+            self.admission.count -= count
+            if self._draining and self.admission.count == 0:
                 self._wake_all()
 
     def check_room(self, count: int) -> None:
         """Raise QueueFull or NotReady when `count` items would not be let in now."""
         if self._draining or self.failure is not None:
             raise NotReady("the service is shutting down", retry_after_s=1)
-        if self._admitted + count > self._max_queue_size:
-            raise QueueFull(
-                f"{self._admitted} images are waiting, the limit is {self._max_queue_size}",
-                retry_after_s=self.retry_after_s(),
-            )
-
-    def retry_after_s(self) -> int:
-        """Return how long today's backlog takes at the measured rate, in whole seconds."""
-        return min(MAX_RETRY_AFTER_S, max(1, math.ceil(self._admitted * self._pace_s())))
-
-    def _pace_s(self) -> float:
-        """Return what the lanes need for one item, all together, seconds."""
-        return self._seconds_per_item / self._lanes
+        self.admission.check(count)
 
     async def submit(
         self,
@@ -168,7 +160,8 @@ class Batcher(Generic[Item, Result]):
         if key is not None:
             self._in_flight[key] = pending
         self._queue.put(pending)
-        self._wake_one()
+        if self._can_take:
+            self._wake_one()
         return pending
 
     def _left(self, pending: Pending[Item, Result], reason: str) -> None:
@@ -185,7 +178,7 @@ class Batcher(Generic[Item, Result]):
 
     @property
     def _is_drained(self) -> bool:
-        return self._draining and not self._queue and self._admitted == 0
+        return self._draining and not self._queue and self.admission.count == 0
 
     async def _sleep(self) -> None:
         sleeper: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -203,22 +196,25 @@ class Batcher(Generic[Item, Result]):
     async def _serve_lane(self) -> None:
         while not self._is_drained:
             batch = await self._next_batch()
-            try:
-                await self._run(batch)
-            except BaseException:
-                _fail_all(batch)
-                raise
+            with self.lanes.holding(batch):
+                self.lookahead.advance()
+                try:
+                    await self._run(batch)
+                except BaseException:
+                    for one in batch:
+                        one.fail(InferenceFailed(ENDED))
+                    raise
 
     async def _next_batch(self) -> list[Pending[Item, Result]]:
-        self._idle_lanes += 1
-        try:
-            while not self._queue and not self._is_drained:
-                await self._sleep()
-            if self._max_queue_delay_s and len(self._queue) < self._max_batch_size and not self._draining:
-                await asyncio.sleep(self._max_queue_delay_s)
-            return self._take(self._take_of(len(self._queue), self._idle_lanes) if self._queue else 0)
-        finally:
-            self._idle_lanes -= 1
+        while not self._can_take and not self._is_drained:
+            await self._sleep()
+        if self._max_queue_delay_s and len(self._queue) < self._max_batch_size and not self._draining:
+            await asyncio.sleep(self._max_queue_delay_s)
+        return self._take(self._take_of(len(self._queue), self.lanes.idle)) if self._can_take else []
+
+    @property
+    def _can_take(self) -> bool:
+        return self.lanes.can_take(len(self._queue))
 
     def _take(self, share: int) -> list[Pending[Item, Result]]:
         """Return up to `share` living items: idle lanes divide what waits, that none takes all while another idles."""
@@ -228,7 +224,6 @@ class Batcher(Generic[Item, Result]):
             pending = self._queue.pop()
             if self._is_wanted(pending, now):
                 batch.append(pending)
-        self.lookahead.advance()
         return batch
 
     def _is_wanted(self, pending: Pending[Item, Result], now: float) -> bool:
@@ -242,24 +237,44 @@ class Batcher(Generic[Item, Result]):
         if not batch:
             return
         loop = asyncio.get_running_loop()
-        started = self._clock()
         try:
-            results = await loop.run_in_executor(self._executor, self._run_checked, [one.item for one in batch])
+            started, ran, results = await loop.run_in_executor(self._executor, self._run_wanted, batch)
         except Exception as error:  # noqa: BLE001 - whatever the model raises belongs to the batch, not to the lane
             await self._run_alone(batch, error)
             return
-        run_s = self._clock() - started
-        self._observer.ran(len(batch), [started - one.queued_at for one in batch], run_s)
-        self._learn(run_s / len(batch))
-        for one, result in zip(batch, results, strict=True):
+        if ran:
+            run_s = self._clock() - started
+            self._observer.ran(len(ran), [started - one.queued_at for one in ran], run_s)
+            self.admission.learn(run_s / len(ran))
+        for one, result in zip(ran, results, strict=True):
             self._forget(one)
             one.settle(result)
+        if len(ran) < len(batch):
+            self._sort_out([one for one in batch if one not in ran])
 
-    def _run_checked(self, items: list[Item]) -> Sequence[Result]:
-        results = self._run_batch(items)
-        if len(results) != len(items):
-            raise InferenceFailed(f"the engine gave {len(results)} answers for {len(items)} images")
-        return results
+    def _run_wanted(
+        self, batch: list[Pending[Item, Result]]
+    ) -> tuple[float, list[Pending[Item, Result]], Sequence[Result]]:
+        """Run, in a thread, what is still wanted: the batch may have been at hand for a while, its callers gone."""
+        started = self._clock()
+        wanted = [one for one in batch if one.is_wanted]
+        results = self._run_batch([one.item for one in wanted]) if wanted else ()
+        if len(results) != len(wanted):
+            raise InferenceFailed(f"the engine gave {len(results)} answers for {len(wanted)} images")
+        return started, wanted, results
+
+    def _sort_out(self, left: Iterable[Pending[Item, Result]]) -> None:
+        for one in left:
+            if one.is_wanted:  # by somebody who came after its callers had gone
+                self._queue.put(one)
+                self._wake_one()
+            else:
+                self._drop(one)
+
+    def _drop(self, one: Pending[Item, Result]) -> None:
+        self._forget(one)
+        has_left = all(waiter.future.cancelled() for waiter in one.waiters)
+        self._observer.dropped("cancelled" if has_left else "deadline")
 
     async def _run_alone(self, batch: list[Pending[Item, Result]], error: Exception) -> None:
         if len(batch) == 1:
@@ -270,30 +285,16 @@ class Batcher(Generic[Item, Result]):
             return
         for one in batch:
             if not one.is_wanted:
-                self._forget(one)
-                has_left = all(waiter.future.cancelled() for waiter in one.waiters)
-                self._observer.dropped("cancelled" if has_left else "deadline")
+                self._drop(one)
             elif self._is_wanted(one, self._clock()):
                 await self._run([one])
-
-    def _learn(self, seconds_per_item: float) -> None:
-        old = self._seconds_per_item or seconds_per_item
-        self._seconds_per_item = MEMORY * old + (1 - MEMORY) * seconds_per_item
 
     def _lane_ended(self, task: asyncio.Task[None]) -> None:
         error = None if task.cancelled() else task.exception()
         if error is None:
             return
         self.failure = error
-        waiting = list(self._queue)
-        for pending in waiting:
-            self._queue.remove(pending)
-        _fail_all(waiting)
+        self._queue.fail(ENDED)
         self.lookahead.fail(ENDED)
         if self._on_death is not None:
             self._on_death(error)
-
-
-def _fail_all(items: Iterable[Pending[Any, Any]]) -> None:
-    for pending in items:
-        pending.fail(InferenceFailed(ENDED))

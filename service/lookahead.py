@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
-from service.errors import DeadlineExceeded, InferenceFailed
+from service.errors import DeadlineExceeded
 from service.queueing import OLDEST_EVERY, Pending, Priority, PriorityQueue, Waiter
 
 TURNS_KEPT = 64  # the pace is that of about the last eight full batches
@@ -95,9 +95,7 @@ class Lookahead:
 
     def fail(self, reason: str) -> None:
         """Give everybody in line an error with this reason."""
-        for pending in list(self._line):
-            self._line.remove(pending)
-            pending.fail(InferenceFailed(reason))
+        self._line.fail(reason)
 
     @property
     def _has_room(self) -> bool:

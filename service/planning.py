@@ -8,6 +8,7 @@ from service.engine import Shape
 RUN_OVERHEAD_S = 0.0002  # what a run costs beside its kernels, in the queue, threads and futures; measured with mnist
 WORTH_ALL_CORES = 0.8  # a lone image takes all cores where that needs at most this share of the time on one
 WORTH_WAITING = 0.015  # a larger batch has to answer so much more images a second: all in it wait for the last
+SHORT_RUN_S = 0.005  # the next run after a longer one is not made up before it ends: no urgent image could go first
 TAIL = 4  # beyond so many of the largest batches, how the tail is cut decides nothing about the first run
 
 
@@ -25,6 +26,8 @@ class Planner:
         fewest = min(shape.threads for shape in self._costs_s)
         self._crowd = _worth_waiting({one: cost for one, cost in self._costs_s.items() if one.threads == fewest})
         self.largest = max(shape.batch_size for shape in self._crowd)
+        is_short = max(self._crowd.values()) <= SHORT_RUN_S
+        self.full = self.largest if is_short else None  # so many images a busy lane may take as its next run
         # Worked out beforehand: a search at each run would cost a small model a tenth of its time.
         self._firsts = self._first_runs()
         self._shapes = [_cheapest(self._crowd, max(1, count)) for count in range(self.largest + 1)]

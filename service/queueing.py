@@ -11,7 +11,7 @@ from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass, field
 from typing import Generic, Literal, TypeVar, get_args
 
-from service.errors import DeadlineExceeded
+from service.errors import DeadlineExceeded, InferenceFailed
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -136,3 +136,9 @@ class PriorityQueue(Generic[Item, Result]):
         pending = min(firsts, key=lambda one: one.queued_at) if is_turn_of_oldest else firsts[0]
         self.remove(pending)
         return pending
+
+    def fail(self, reason: str) -> None:
+        """Take everything out, and give everybody who waits an error with this reason."""
+        for pending in list(self):
+            self.remove(pending)
+            pending.fail(InferenceFailed(reason))

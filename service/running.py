@@ -74,6 +74,11 @@ class Runner:
         """How many images one run takes at most, or None where nothing but the batcher bounds it."""
         return None if self._planner is None else self._planner.largest
 
+    @property
+    def full(self) -> int | None:
+        """How many waiting images a busy lane may take as its next run, or None where it takes none."""
+        return None if self._planner is None else self._planner.full
+
     def run(self, jobs: Sequence[Job]) -> list[Logits]:
         """Return the logits (classes,) of each job. Raises InferenceFailed where a model gives what is not finite."""
         thread = threading.get_ident()

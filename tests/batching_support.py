@@ -52,9 +52,9 @@ def batcher_of(model: FakeModel, journal: Journal | None = None, **options) -> B
     return Batcher(model.run, observer=journal or Journal(), **limits)
 
 
-async def submit(batcher: Batcher[int, int], item: int, within_s: float = 60) -> int:
+async def submit(batcher: Batcher[int, int], item: int, within_s: float = 60, **options) -> int:
     with batcher.admit(1):
-        return await batcher.submit(item, deadline=batcher._clock() + within_s)
+        return await batcher.submit(item, deadline=batcher._clock() + within_s, **options)
 
 
 async def occupy(batcher: Batcher[int, int], model: FakeModel, lanes: int = 1) -> list[asyncio.Task[int]]:

@@ -234,15 +234,15 @@ def test_retry_after_is_the_backlog_at_the_measured_rate():
         async with batcher_of(FakeModel(), clock=lambda: float(next(ticks)), lanes=1) as batcher:
             with batcher.admit(1):
                 await batcher.submit(1, deadline=1e6)
-            learned = batcher._seconds_per_item
+            learned = batcher.admission.pace_s
             assert learned > 0
             with ExitStack() as stack:
                 stack.enter_context(batcher.admit(13))
-                assert batcher.retry_after_s() == -(-13 * learned // 1)
+                assert batcher.admission.retry_after_s() == -(-13 * learned // 1)
                 stack.enter_context(batcher.admit(51))
                 with pytest.raises(QueueFull) as full, batcher.admit(1):
                     pass
             assert full.value.retry_after_s == 60  # never more than a minute
-            assert batcher.retry_after_s() == 1  # never less than a second
+            assert batcher.admission.retry_after_s() == 1  # never less than a second
 
     asyncio.run(scenario())

@@ -122,10 +122,10 @@ def test_who_leaves_before_he_is_decoded_is_gone_at_once_and_costs_nothing(model
         for task in stage.asked[1:]:
             task.cancel()
         await until(lambda: stage.batcher.admitted == 1, "the service knows")
-        dropped = await stage.metric('dropped_total{model="tiny",reason="cancelled"')
         decoded = await stage.metric('stage_duration_seconds_count{model="tiny",stage="decode"')
         stage.engine.gate.set()
         after = await stage.client.post("/predict", content=FILES[0])
+        dropped = await stage.metric('dropped_total{model="tiny",reason="cancelled"')
         return stage.batcher.depth, dropped, decoded, after.status_code, list(stage.engine.sizes)
 
     depth, dropped, decoded, status, sizes = run(models, scenario)

@@ -62,12 +62,12 @@ def test_work_for_callers_who_left_is_not_done_and_the_next_caller_is_answered_n
             busy = await send(port, FILES[-1])
             await until(engine.entered.is_set, "the lane is busy")
             crowd = [await send(port, content) for content in FILES[:CROWD]]
-            await until(lambda: batcher.depth == CROWD, "all wait")
+            await until(lambda: batcher.admitted == 1 + CROWD, "all wait")
             for _, writer in crowd:
                 writer.close()
             await until(lambda: batcher.admitted == 1, "the service knows that they have gone")
             following = await send(port, FILES[-2])
-            await until(lambda: batcher.depth == 1, "the next caller waits")
+            await until(lambda: batcher.admitted == 2, "the next caller waits")
             engine.gate.set()
             statuses = [(await answer(*one))[9:12] for one in (busy, following)]
             return statuses, list(engine.sizes), service.metrics.exposition().decode()

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from service.engine import Shape
-from service.planning import RUN_OVERHEAD_S, WORTH_ALL_CORES, WORTH_WAITING, Planner
+from service.planning import RUN_OVERHEAD_S, SHORT_RUN_S, WORTH_ALL_CORES, WORTH_WAITING, Planner
 
 COSTS = st.dictionaries(st.integers(1, 8), st.integers(1, 50), min_size=1, max_size=4)
 
@@ -105,3 +105,12 @@ def test_large_batches_and_long_queues_are_planned(largest):
     planner = Planner({Shape(2**power, 1): 100.0 + 2**power for power in range(largest.bit_length())})
 
     assert planner.take(4 * largest, 1) == largest
+
+
+@pytest.mark.parametrize(
+    ("each_s", "full"), [(0.0001, 8), ((SHORT_RUN_S - RUN_OVERHEAD_S) / 8, 8), (0.001, None), (0.03, None)]
+)
+def test_only_where_runs_are_short_a_busy_lane_takes_the_next_one(each_s, full):
+    planner = Planner({Shape(8, 1): 8 * each_s})
+
+    assert planner.full == full

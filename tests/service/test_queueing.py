@@ -4,7 +4,7 @@ import asyncio
 from contextlib import suppress
 
 import pytest
-from batching_support import FakeModel, Journal, batcher_of, occupy
+from batching_support import FakeModel, Journal, batcher_of, occupy, submit
 from hypothesis import given
 from hypothesis import strategies as st
 from support import until
@@ -61,13 +61,8 @@ def test_everything_that_was_not_taken_out_is_taken_once(arrivals):
     assert not queue
 
 
-async def ask(batcher, item: int, within_s: float = 60, **options) -> int:
-    with batcher.admit(1):
-        return await batcher.submit(item, deadline=batcher._clock() + within_s, **options)
-
-
 def asking(batcher, *asked) -> list[asyncio.Task[int]]:
-    return [asyncio.create_task(ask(batcher, item, **options)) for item, options in asked]
+    return [asyncio.create_task(submit(batcher, item, **options)) for item, options in asked]
 
 
 def test_an_urgent_item_overtakes_those_who_wait():
@@ -96,7 +91,7 @@ def test_items_of_one_key_in_flight_run_once_and_answer_all_who_asked():
             assert batcher.depth == 3
             model.gate.set()
             assert await asyncio.gather(*busy, *waiting) == [2000, 14, 14, 14, 16, 14]
-            assert await ask(batcher, 7, key="seven") == 14  # no longer in flight, so it runs
+            assert await submit(batcher, 7, key="seven") == 14  # no longer in flight, so it runs
 
     asyncio.run(scenario())
     assert model.batches[1:] == [[7, 8, 7], [7]]
@@ -210,7 +205,7 @@ def test_those_who_share_a_failure_are_all_told_and_it_is_not_kept():
             assert isinstance(also_bad, InferenceFailed)
             assert good == 16
             model.poison.clear()
-            assert await ask(batcher, 7, key="seven") == 14
+            assert await submit(batcher, 7, key="seven") == 14
 
     asyncio.run(scenario())
 

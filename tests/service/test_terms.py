@@ -107,11 +107,13 @@ def test_a_request_of_high_priority_is_answered_before_those_who_came_first(mode
             busy = asyncio.create_task(ask(0, "normal"))
             await until(engine.entered.is_set, "the lane is busy")
             waiting = []
-            for index, priority in enumerate(("low", "normal", "high"), 1):
+            for index, priority in enumerate(
+                ("normal", "low", "normal", "high"), 1
+            ):  # the first is next, whoever comes
                 waiting.append(asyncio.create_task(ask(index, priority)))
                 await until(lambda count=index: batcher.depth == count, "it waits")
             engine.gate.set()
             await asyncio.gather(busy, *waiting)
 
     asyncio.run(asyncio.wait_for(scenario(), 30))
-    assert order == ["normal", "high", "normal", "low"]
+    assert order == ["normal", "normal", "high", "normal", "low"]
