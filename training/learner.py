@@ -24,7 +24,7 @@ from training.normalization.running import StatisticsKeeper
 from training.normalization.synchronized import keep_whole
 from training.optimization import penalty
 
-MOST_SKIPPED = 20  # steps in a row; the loss scale has then been halved as often, from 65,536 to below 1
+MOST_SKIPPED = 20  # steps in a row; each halves the loss scale, which 20 take from its 65,536 at the start to below 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,9 +100,10 @@ class Learner:
             self.optimizer.zero_grad(set_to_none=True)
 
     def step(self, micro: list[Batch], epoch: int) -> Outcome:
-        """Learn from the micro-batches of one step.
+        """Learn from the micro-batches of one step; in float16, skip it where its loss or gradient is not finite.
 
-        Raises Diverged where the loss is not finite, RunError where an operation that has to be deterministic is not.
+        Raises Diverged where the loss is not finite, in float16 after MOST_SKIPPED such steps in a row; RunError where
+        an operation that has to be deterministic is not.
         """
         self.optimizer.zero_grad(set_to_none=True)
         with _named_refusals(self.config):
@@ -112,9 +113,7 @@ class Learner:
             raise Diverged(
                 f"the loss is not finite in epoch {epoch}; set learning_rate lower than {self.config.learning_rate}"
             )
-        self._count_skipped(epoch, is_finite=is_finite)
-        if is_finite:
-            self._update()
+        self._count_skipped(epoch, is_taken=self._update(is_finite=is_finite))
         good = [outcome for outcome in outcomes if outcome is not None]
         return Outcome(sum(one.loss for one in good), sum(one.hits for one in good), sum(one.images for one in good))
 
@@ -150,21 +149,34 @@ class Learner:
     def _all_finite(self, *, is_finite: bool) -> bool:
         return distributed.summed([float(is_finite)], self.device) == [float(distributed.world_size())]
 
-    def _update(self) -> None:
+    def _update(self, *, is_finite: bool) -> bool:
+        """Take the step; False where float16's loss scale was halved instead, since loss or gradient is not finite."""
+        if not is_finite:
+            self._spoil_gradient()
         if self.config.clip_norm:
             self.scaler.unscale_(self.optimizer)
             nn.utils.clip_grad_norm_(self.network.parameters(), self.config.clip_norm)
+        before = self.scaler.get_scale()
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        if self.average is not None:
+        is_taken = self.scaler.get_scale() >= before
+        if is_taken and self.average is not None:
             self.average.update_parameters(self.network)
+        return is_taken
 
-    def _count_skipped(self, epoch: int, *, is_finite: bool) -> None:
-        self.skipped = 0 if is_finite else self.skipped + 1
+    def _spoil_gradient(self) -> None:
+        """Let the scaler find what it skips a step for: behind a loss that is not finite a gradient may still be."""
+        for parameter in self.network.parameters():
+            if parameter.grad is not None:
+                parameter.grad.fill_(torch.nan)
+
+    def _count_skipped(self, epoch: int, *, is_taken: bool) -> None:
+        self.skipped = 0 if is_taken else self.skipped + 1
         if self.skipped >= MOST_SKIPPED:
             raise Diverged(
-                f"{MOST_SKIPPED} batches in a row are not finite in epoch {epoch} in float16; use precision = bfloat16 "
-                f"or float32, or a learning_rate lower than {self.config.learning_rate}"
+                f"{MOST_SKIPPED} steps in a row were skipped by epoch {epoch}, their loss or gradient not finite in "
+                "float16; use precision = bfloat16 or float32, or a learning_rate lower than "
+                f"{self.config.learning_rate}"
             )
 
     def _autocast(self) -> AbstractContextManager[object]:

@@ -68,8 +68,46 @@ def test_in_float16_such_a_batch_is_skipped_and_training_goes_on_until_there_are
     assert one.skipped == 0
     for _ in range(MOST_SKIPPED - 1):
         one.step([batch(fill=torch.inf)], 3)
-    with pytest.raises(Diverged, match="batches in a row are not finite in epoch 3 in float16"):
+    with pytest.raises(Diverged, match=r"20 steps in a row were skipped by epoch 3, .* not finite in float16"):
         one.step([batch(fill=torch.inf)], 3)
+
+
+@pytest.mark.parametrize("clip_norm", [0.0, 1.0])
+def test_in_float16_a_loss_that_is_not_finite_halves_the_loss_scale_as_such_a_gradient_does(clip_norm: float):
+    one = learner(replace(PLAIN, clip_norm=clip_norm), torch.float16)
+    one.step([batch()], 1)
+    scale = one.scaler.get_scale()
+    one.step([batch(fill=torch.nan)], 1)
+    assert one.scaler.get_scale() == scale / 2
+    one.step([batch()], 1)
+    assert one.scaler.get_scale() == scale / 2
+
+
+def test_a_loss_that_is_not_finite_halves_the_loss_scale_though_its_gradient_is_finite():
+    """As of -log 0, whose gradient is softmax less one-hot: the scaler alone would see nothing wrong."""
+    one = learner(arithmetic=torch.float16)
+    one._judged = one._judge = lambda images, targets: (one.network(images).sum() * 0 + torch.inf, targets.sum() * 0)
+    before, scale = copy.deepcopy(one.model.state_dict()), one.scaler.get_scale()
+    assert one.step([batch()], 1).images == 0
+    assert all(parameter.grad is not None for parameter in one.network.parameters())
+    assert one.scaler.get_scale() == scale / 2
+    assert all(torch.equal(value, before[name]) for name, value in one.model.state_dict().items())
+
+
+def test_in_float16_a_gradient_that_overflows_is_a_skipped_step_too_and_leaves_weights_and_their_average():
+    one = learner(replace(PLAIN, weight_ema=0.9), torch.float16)
+    one.step([batch()], 1)
+    one.scaler.update(2.0**120)  # beyond float16 behind the first layer; the loss itself is finite
+    weights = [parameter.clone() for parameter in (*one.network.parameters(), *one.average.parameters())]
+    assert one.step([batch(1)], 1).images == 8
+    assert (one.skipped, one.scaler.get_scale()) == (1, 2.0**119)
+    now = (*one.network.parameters(), *one.average.parameters())
+    assert all(torch.equal(*pair) for pair in zip(weights, now, strict=True))
+    assert int(one.average.n_averaged) == 1
+    for _ in range(MOST_SKIPPED - 2):
+        one.step([batch(1)], 1)
+    with pytest.raises(Diverged, match="20 steps in a row were skipped"):
+        one.step([batch(1)], 1)
 
 
 @pytest.mark.parametrize("arithmetic", [torch.bfloat16, torch.float16])
