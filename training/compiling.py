@@ -3,7 +3,7 @@
 What is compiled is a function that calls the network: the network itself, its names and its state stay as they are.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from subprocess import SubprocessError
 from typing import Any, ParamSpec, TypeVar
 
@@ -32,12 +32,20 @@ def compiled(run: Callable[P, R]) -> Callable[P, R]:
     return torch.compile(run, dynamic=False)
 
 
-def refusal(error: Exception) -> RunError:
+def refusal(reason: str) -> RunError:
     """Return in our words that a step could not be compiled here."""
     return RunError(
-        f"compile = on: torch could not compile the step here ({reason_of(error)}); it needs a C++ "
+        f"compile = on: torch could not compile the step here ({reason}); it needs a C++ "
         "compiler on a CPU, Triton and a C compiler on CUDA, and a Python that it knows; or set compile = off"
     )
+
+
+def failure(reasons: Sequence[str]) -> str | None:
+    """Return the first reason of all processes, by rank, why one cannot compile; None where every one can."""
+    for rank, reason in enumerate(reasons):
+        if reason:
+            return f"rank {rank} of {len(reasons)}: {reason}" if len(reasons) > 1 else reason
+    return None
 
 
 def reason_of(error: BaseException) -> str:

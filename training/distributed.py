@@ -76,3 +76,11 @@ def summed(values: list[float], device: torch.device) -> list[float]:
     distributed.all_reduce(total)
     sums: list[float] = total.tolist()
     return sums
+
+
+def gathered(text: str) -> list[str]:
+    """Return the texts of all processes, by rank."""
+    texts = [text] * world_size()
+    if distributed.is_initialized():
+        distributed.all_gather_object(texts, text)
+    return texts

@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from itertools import product
 
 import torch
 from torch import Tensor, nn
@@ -20,8 +21,8 @@ from training.batches import Batch
 from training.config import TrainConfig
 from training.errors import Diverged, RunError
 from training.normalization.domains import activate
-from training.normalization.running import StatisticsKeeper
-from training.normalization.synchronized import keep_whole
+from training.normalization.running import StatisticsKeeper, freeze_statistics
+from training.normalization.synchronized import keep_whole, set_apart
 from training.optimization import penalty
 
 MOST_SKIPPED = 20  # steps in a row; each halves the loss scale, which 20 take from its 65,536 at the start to below 1
@@ -69,35 +70,52 @@ class Learner:
         What a first step costs is then paid; statistics and weights stay as they are. Returns why the step is not
         compiled after all where `compile` is auto and torch cannot; raises RunError where it is on.
         """
-        reason = self._compile(batch) if compiling.is_wanted(self.config, self.device) else None
-        if not self.is_compiled:
-            self._rehearse(batch)
+        try:
+            reason = self._compile(batch) if compiling.is_wanted(self.config, self.device) else None
+            if not self.is_compiled or distributed.world_size() > 1:
+                self._rehearse(batch)
+        finally:  # not sooner: torch's reducer asks for the gradient of what took part in a pass of one process alone
+            self.optimizer.zero_grad(set_to_none=True)
         return reason
 
     def _compile(self, batch: Batch) -> str | None:
+        """Compile in all processes or in none: the first pass asks nothing of the others, who might wait for ever."""
+        failed = compiling.failure(distributed.gathered(self._tried(batch)))
+        if failed is None:
+            self.is_compiled = True
+            return None
+        self._judge = self._judged
+        if self.config.compile == "on":
+            raise compiling.refusal(failed)
+        return failed
+
+    def _tried(self, batch: Batch) -> str:
+        """Return why this process cannot compile the step, nothing where it can."""
         try:
             keep_whole(self.network)
             self._judge = compiling.compiled(self._judged)
-            self._rehearse(batch)
+            self._rehearse(batch, is_alone=True)
         except compiling.FAILURES as error:
-            self._judge = self._judged
-            if self.config.compile == "on":
-                raise compiling.refusal(error) from None
             return compiling.reason_of(error)
-        self.is_compiled = True
-        return None
+        return ""
 
-    def _rehearse(self, batch: Batch) -> None:
-        self.model.train()
+    def _rehearse(self, batch: Batch, *, is_alone: bool = False) -> None:
+        """Take a micro-batch there and back as each domain, and with frozen statistics where these are to come."""
+        modes = (False, True) if self.config.freeze_statistics_from else (False,)
         self._keeper.keep()
         try:
             with _named_refusals(self.config):
-                for domain in self._domains or [""]:
+                for domain, is_frozen in product(self._domains or [""], modes):
                     activate(self.network, domain)
-                    self._forward_backward(batch, 1, last=True)
+                    self.model.train()
+                    if is_frozen:
+                        freeze_statistics(self.network)
+                    if is_alone:
+                        set_apart(self.network)
+                    self._forward_backward(batch, 1, last=not is_alone)
         finally:
+            self.model.train()
             self._keeper.restore()
-            self.optimizer.zero_grad(set_to_none=True)
 
     def step(self, micro: list[Batch], epoch: int) -> Outcome:
         """Learn from the micro-batches of one step; in float16, skip it where its loss or gradient is not finite.

@@ -1,4 +1,4 @@
-"""Run under torchrun by `test_distributed`: trains, or measures BatchNorm, and leaves what came of it in a folder."""
+"""Run under torchrun by tests: trains, or measures BatchNorm, and leaves what came of it in a folder."""
 
 import json
 import os
@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from foldserve.cli import main as foldserve
-from training import distributed
+from training import compiling, distributed
 from training.distributed import processes
 from training.normalization.moments import Moments
 from training.normalization.running import snapshot
@@ -65,6 +65,19 @@ def train(folder: Path) -> int:
     return code
 
 
+def train_each(folder: Path, lame: str) -> None:
+    """Train by every configuration in the folder, asking for a compiler as on CUDA; the process `lame` has none."""
+    rank = os.environ["RANK"]
+    if rank == lame:
+        os.environ |= {"CXX": "/nowhere/g++", "TORCHINDUCTOR_CACHE_DIR": str(folder / "cache")}
+    compiling.is_wanted = lambda config, _: config.compile != "off"
+    codes = {}
+    for given in sorted(folder.glob("*.json")):
+        source = ["--config", str(given), "--data-dir", str(folder)]
+        codes[given.stem] = foldserve(["train", "digits", "--out", str(folder / given.stem), *source])
+    (folder / f"codes-{rank}").write_text(json.dumps(codes))
+
+
 def main() -> int:
     """Do what the first argument says, in the folder that the second names."""
     torch.set_num_threads(1)
@@ -72,7 +85,10 @@ def main() -> int:
     if what == "train":
         return train(folder)
     with processes(torch.device("cpu")):
-        measure(folder)
+        if what == "measure":
+            measure(folder)
+        else:
+            train_each(folder, sys.argv[3])
     return 0
 
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import nn
+from torch._dynamo.utils import counters
 from training_support import QUICK, hush
 
 from training import compiling
@@ -20,6 +21,7 @@ from training.errors import Diverged, RunError
 from training.export import export
 from training.learner import Learner
 from training.loop import Normalize, arithmetic
+from training.normalization.running import freeze_statistics
 from training.optimization import build_optimizer
 from training.run import load_run, train
 
@@ -158,6 +160,18 @@ def test_warming_up_changes_nothing_and_the_guard_holds_for_a_compiled_step():
         one.step([batch(), batch(fill=torch.inf)], 1)
     assert not any(value.isnan().any() for value in one.model.state_dict().values())
     assert list(one.average.module.state_dict()) == list(one.network.state_dict())
+
+
+@pytest.mark.usefixtures("_compiler")
+def test_nothing_is_left_to_compile_in_the_epoch_where_statistics_freeze():
+    one = learner(replace(CONFIG, compile="on", freeze_statistics_from=2))
+    one.warm_up(batch())
+    before = counters["stats"]["unique_graphs"]
+    assert before > 0
+    one.step([batch()], 1)
+    freeze_statistics(one.network)
+    one.step([batch()], 2)
+    assert counters["stats"]["unique_graphs"] == before
 
 
 @pytest.mark.e2e

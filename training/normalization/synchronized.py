@@ -106,9 +106,21 @@ def _synchronized(norm: _BatchNorm) -> SynchronizedBatchNorm:
 
 def keep_whole(network: nn.Module) -> None:
     """Let torch.compile go around synchronised layers: what they ask of other processes is no part of a graph."""
-    for norm in network.modules():
-        if isinstance(norm, SynchronizedBatchNorm | nn.SyncBatchNorm):
-            norm.forward = torch.compiler.disable(norm.forward)  # type: ignore[method-assign, no-untyped-call]
+    for norm in _synchronised(network):
+        norm.forward = torch.compiler.disable(norm.forward)  # type: ignore[no-untyped-call]
+
+
+def set_apart(network: nn.Module) -> None:
+    """Let synchronised layers ask nothing of other processes: they normalise by their running statistics.
+
+    Lasts until the next `train()` of the network.
+    """
+    for norm in _synchronised(network):
+        norm.eval()
+
+
+def _synchronised(network: nn.Module) -> list[nn.Module]:
+    return [norm for norm in network.modules() if isinstance(norm, SynchronizedBatchNorm | nn.SyncBatchNorm)]
 
 
 def merge_processes(moments: Moments) -> Moments:
