@@ -48,6 +48,8 @@ class Facts:
     compared: dict[str, float] = field(default_factory=dict)  # validation accuracy by kind of statistics
     loss_scale: dict[str, Any] = field(default_factory=dict)  # float16's, and steps skipped in a row
     data: str = ""  # the data set's digest
+    warm_up_seconds: float = 0.0  # outside of `seconds`, each time that the run went on
+    compiled: bool = False  # the steps since it went on last
 
     @classmethod
     def at_start(cls, data: str) -> Self:

@@ -3,8 +3,6 @@
 `best` holds what validates best, with corrected or population statistics; `last` holds what training goes on from.
 """
 
-import signal
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -38,6 +36,7 @@ from training.normalization.running import correction
 from training.normalization.synchronized import merge_processes, merge_running_statistics
 from training.optimization import learning_rate
 from training.report import EpochRow, Recorder, recorder
+from training.stopping import asked_to_stop
 
 BEST_FILE = "best.safetensors"
 LAST_FILE = "last.safetensors"
@@ -56,7 +55,6 @@ class Fit:
     facts: Facts
     say: Callable[[str], None] = print
     is_stopping: bool = False
-    warm_up_s: float = 0.0  # of this process, outside the seconds of training
 
     @property
     def config(self) -> TrainConfig:
@@ -78,6 +76,16 @@ class Fit:
         self.learner.skipped = int(scale.pop("skipped", 0))
         self.learner.scaler.load_state_dict(scale)
 
+    @property
+    def is_over(self) -> bool:
+        """True where no epoch is left to train."""
+        return self.facts.epoch >= self.config.epochs or self._is_patience_over()
+
+    def warmed_up(self, seconds: float) -> None:
+        """Note what was paid before training goes on, and how its steps run from here."""
+        before, is_compiled = self.facts.warm_up_seconds, self.learner.is_compiled
+        self.facts = replace(self.facts, warm_up_seconds=before + seconds, compiled=is_compiled)
+
     def epochs(self) -> None:
         """Train the epochs that are left. Raises RunError when it was asked to stop, or diverges."""
         per_epoch = epoch_steps(self.training, self.config) * self.config.batch_size
@@ -85,7 +93,7 @@ class Fit:
         with (
             recorder(self.run, self.facts.epoch, is_writing=distributed.rank() == 0) as records,
             console.display(self.config.epochs, first, per_epoch, is_shown=distributed.rank() == 0) as display,
-            self._stoppable(),
+            asked_to_stop(self._stop),
         ):
             for epoch in range(first, self.config.epochs + 1):
                 if self._is_patience_over():
@@ -239,25 +247,8 @@ class Fit:
         waited = self.facts.epoch - self.facts.best_epoch
         return bool(self.config.patience) and waited >= self.config.patience
 
-    @contextmanager
-    def _stoppable(self) -> Iterator[None]:
-        """Take the first Ctrl-C or SIGTERM as a wish to stop after the step; a second Ctrl-C ends at once."""
-        if threading.current_thread() is not threading.main_thread() or distributed.world_size() > 1:
-            yield
-            return
-        before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-
-        def stop(*_: object) -> None:
-            self.is_stopping = True
-            signal.signal(signal.SIGINT, signal.default_int_handler)
-
-        for number in before:
-            signal.signal(number, stop)
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
+    def _stop(self) -> None:
+        self.is_stopping = True
 
 
 def validate(

@@ -91,8 +91,11 @@ def train(
         elif distributed.rank() == 0:
             _refuse_another_run(run, overwrite=overwrite)
         tell(opening_line(config, dataset, fit.learner.model, device))
-        if fit.facts.epoch < config.epochs:
-            fit.warm_up_s = warm_up(fit.learner, fit.training, tell)
+        if kept := _kept_result(run, fit):
+            tell(f"the run is over; {run / RESULT_FILE} stays as it is")
+            return kept
+        if not fit.is_over:
+            fit.warmed_up(warm_up(fit.learner, fit.training, tell))
         if not resume and distributed.rank() == 0:  # once nothing is left that could refuse the configuration
             _prepare_folder(run, config)
         distributed.barrier()
@@ -233,6 +236,25 @@ def _resumed(run: Path) -> TrainConfig:
             f"{run / LAST_FILE} is gone, and with it where the run stood; export what there is, or start anew"
         )
     return read_config(run)
+
+
+def _kept_result(run: Path, fit: Fit) -> dict[str, Any] | None:
+    """Return the result of a run that is over, measured when it ended, unless it is not of what the run holds now."""
+    if not fit.is_over:
+        return None
+    try:
+        result = read_result(run)
+    except RunError:
+        return None
+    best = read_facts(run / BEST_FILE)
+    wanted = {
+        "epochs": fit.config.epochs,
+        "best_epoch": best.epoch,
+        "validation_accuracy": best.validation_accuracy,
+        "statistics": best.statistics,
+        "seconds": round(fit.facts.seconds, 1),
+    }
+    return result if wanted.items() <= result.items() else None
 
 
 def _holds_a_run(run: Path) -> bool:

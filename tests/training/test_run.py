@@ -177,6 +177,7 @@ def test_a_row_that_was_cut_short_is_dropped_when_a_run_goes_on(tmp_path: Path, 
     run = shutil.copytree(finished_run, tmp_path / "run")
     lines = (run / "metrics.csv").read_text().splitlines(keepends=True)
     (run / "metrics.csv").write_text("".join(lines[:3]) + lines[3][:9])  # cut short in the third row
+    (run / "result.json").unlink()
     train(QUICK, run, resume=True, say=hush)
     assert [row["epoch"] for row in rows_of(run)] == ["1", "2"]  # what is not known is not made up
     assert [row.epoch for row in read_metrics(run / "metrics.csv")] == [1, 2]

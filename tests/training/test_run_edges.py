@@ -1,5 +1,6 @@
 """`training.run` at the edges: a checkpoint that is gone, one of another epoch, other data, a full disk."""
 
+import itertools
 import json
 import re
 import shutil
@@ -43,6 +44,42 @@ def test_a_result_describes_the_checkpoint_that_is_there(tmp_path: Path, finishe
     result = train(QUICK, run, resume=True, say=hush)
     assert (result["best_epoch"], result["validation_accuracy"]) == (7, 0.125)
     assert json.loads((run / "result.json").read_text()) == result
+
+
+def test_resuming_a_run_that_is_over_leaves_every_file_and_what_was_measured(tmp_path: Path, finished_run: Path):
+    run = shutil.copytree(finished_run, tmp_path / "run")
+    measured = json.loads((run / "result.json").read_text())
+    measured |= {"compiled": True, "warm_up_seconds": 21.5, "device": "another", "date": "2026-01-01"}
+    (run / "result.json").write_text(json.dumps(measured))
+    before, told = contents(run), []
+    assert train(QUICK, run, resume=True, say=told.append) == measured
+    assert contents(run) == before
+    assert told[-1] == f"the run is over; {run / 'result.json'} stays as it is"
+
+
+@pytest.mark.parametrize("damage", [{"best_epoch": 9}, {"epochs": 2}, {"validation_accuracy": 1.0}, {"seconds": 0.01}])
+def test_a_result_of_another_state_of_the_run_is_written_anew(tmp_path: Path, finished_run: Path, damage: dict):
+    run = shutil.copytree(finished_run, tmp_path / "run")
+    measured = json.loads((run / "result.json").read_text())
+    (run / "result.json").write_text(json.dumps(measured | damage))
+    again = train(QUICK, run, resume=True, say=hush)
+    assert {name: again[name] for name in damage} == {name: measured[name] for name in damage}
+    assert json.loads((run / "result.json").read_text()) == again
+
+
+def test_a_run_that_ended_without_its_result_still_says_how_it_was_trained(tmp_path: Path, monkeypatch):
+    from training import learner, loop
+
+    run, config = tmp_path / "run", replace(QUICK, epochs=30, patience=1, compile="on")
+    monkeypatch.setattr(learner.Learner, "_compile", lambda self, _: setattr(self, "is_compiled", True))
+    monkeypatch.setattr(loop, "perf_counter", itertools.count(0.0, 30.0).__next__)
+    result = train(replace(config, learning_rate=1e-9, warmup_share=0.0, bn_momentum=1.0), run, say=hush)
+    assert len(read_metrics(run / "metrics.csv")) < 30
+    assert (result["compiled"], result["warm_up_seconds"]) == (True, 30.0)
+    (run / "result.json").unlink()
+    monkeypatch.undo()
+    again = train(config, run, resume=True, say=hush)
+    assert {**again, "date": ""} == {**result, "date": ""}
 
 
 def test_a_disk_that_is_full_when_a_run_resumes_leaves_its_metrics(tmp_path: Path, finished_run: Path):
