@@ -23,6 +23,12 @@ from training.normalization.layers import Statistics
 FACTS_KEY = "foldserve"
 OPTIMIZER_PREFIX = "optimizer."
 AVERAGE_PREFIX = "average."
+SLOTS = {  # what torch keeps for a weight
+    "SGD": {"momentum_buffer"},
+    "AdamW": {"step", "exp_avg", "exp_avg_sq"},
+    "Adagrad": {"step", "sum"},
+}
+RUN_S_OWN = "let config.json be what the run was trained with, or train anew with another --out"
 MISSING_STATISTICS = (
     "; BatchNorm statistics were not saved, only trainable variables: save the whole state_dict, or estimate them anew"
 )
@@ -149,11 +155,13 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     }
 
 
-def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
+def restore_optimizer(path: Path, optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
     """Put back what `optimizer_tensors` returned, each tensor in the memory layout of its weight.
 
     Files hold contiguous tensors, and torch's fused kernels refuse a state whose strides are not the weight's.
+    Raises RunError where the state in `path` is that of another optimizer, or of other weights.
     """
+    _check_slots(path, optimizer, tensors)
     state: dict[int, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
         index, _, slot = name.partition(".")
@@ -165,10 +173,24 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tenso
                 slots[slot] = torch.empty_like(weight, dtype=value.dtype, device=value.device).copy_(value)
 
 
+def _check_slots(path: Path, optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
+    weights = [weight for group in optimizer.param_groups for weight in group["params"]]
+    wanted = SLOTS[type(optimizer).__name__]
+    found: dict[int, set[str]] = {}
+    for name, tensor in tensors.items():
+        index, _, slot = name.partition(".")
+        found.setdefault(int(index), set()).add(slot)
+        if int(index) >= len(weights) or tensor.shape not in {weights[int(index)].shape, torch.Size()}:
+            raise RunError(f"{path} holds an optimizer's state for other weights; {RUN_S_OWN}")
+    if any(slots != wanted for slots in found.values()):
+        told = ", ".join(sorted(set().union(*found.values())))
+        raise RunError(f"{path} holds {told} of another optimizer than {type(optimizer).__name__}; {RUN_S_OWN}")
+
+
 def _check_keys(path: Path, wanted: dict[str, Tensor], found: dict[str, Tensor]) -> None:
     for name, tensor in wanted.items():
         if name not in found:
-            hint = MISSING_STATISTICS if "running_" in name else ""
+            hint = MISSING_STATISTICS if "running_" in name else "; it belongs to another network"
             raise RunError(f"{path} has no {name}{hint}")
         if found[name].shape != tensor.shape:
             shapes = f"{tuple(found[name].shape)}, the network needs {tuple(tensor.shape)}"

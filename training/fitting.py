@@ -3,6 +3,7 @@
 `best` holds what validates best, with corrected or population statistics; `last` holds what training goes on from.
 """
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -26,7 +27,7 @@ from training.checkpoint import (
     save_checkpoint,
 )
 from training.config import TrainConfig
-from training.errors import RunError
+from training.errors import Diverged, RunError
 from training.learner import Learner
 from training.loop import Score, Tally, continue_epoch, evaluate
 from training.normalization.domains import activate, active
@@ -69,7 +70,7 @@ class Fit:
         refuse_other_data(path, self.facts.data)
         facts, tensors = load_checkpoint(path, self.learner.network)
         self.facts = replace(facts, data=self.facts.data)
-        restore_optimizer(self.learner.optimizer, tensors)
+        restore_optimizer(path, self.learner.optimizer, tensors)
         if self.learner.average is not None:
             load_average(path, self.learner.average)
         scale = dict(self.facts.loss_scale)
@@ -100,6 +101,8 @@ class Fit:
                     self.say(f"stopped after epoch {self.facts.epoch}: no better since epoch {self.facts.best_epoch}")
                     break
                 self._epoch(epoch, records, display)
+                if self.is_stopping and epoch < self.config.epochs:
+                    raise RunError(f"stopped after epoch {epoch}, which is kept; go on with --resume")
 
     def choose_statistics(self) -> Facts:
         """Hold population statistics against those of `best` on validation; keep the better there, and say which.
@@ -107,6 +110,11 @@ class Fit:
         Averaged weights have had population statistics in every epoch, and keep them.
         """
         path, network = self.run / BEST_FILE, self.learner.network
+        if self.facts.best_epoch == 0:
+            raise Diverged(
+                f"the loss on validation images was not finite after any epoch; train anew with learning_rate lower "
+                f"than {self.config.learning_rate}"
+            )
         facts, _ = load_checkpoint(path, network)
         if facts.compared or not self._has_choice:
             return facts
@@ -178,7 +186,8 @@ class Fit:
     def _keep_best(self, row: EpochRow, statistics: Statistics) -> None:
         facts = replace(self.facts, epoch=row.epoch, validation_accuracy=row.validation_accuracy, seconds=row.seconds)
         before = facts.best_validation_accuracy, -facts.best_validation_loss
-        if (row.validation_accuracy, -row.validation_loss) >= before:  # accuracy ties often; the loss then decides
+        found = row.validation_accuracy, -row.validation_loss  # accuracy ties often; the loss then decides
+        if math.isfinite(row.validation_loss) and found >= before:  # of NaN every answer is the first class
             facts = replace(
                 facts,
                 best_epoch=row.epoch,

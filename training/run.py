@@ -82,14 +82,14 @@ def train(
     config = _resumed(run) if resume else config
     with processes(choose_device(config.device), say) as device:
         tell = say if distributed.rank() == 0 else _say_nothing
+        if not resume and distributed.rank() == 0:  # before the data, which may take minutes
+            _refuse_another_run(run, overwrite=overwrite)
         set_threads(config, run / LAST_FILE if resume else None, tell)
         dataset = load_dataset(config, data_dir, download=download, say=tell)
         setup = prepare(config, dataset, device)
         fit = Fit(*setup, domains=dataset.domains, run=run, facts=Facts.at_start(dataset.digest()), say=tell)
         if resume:
             fit.resume()
-        elif distributed.rank() == 0:
-            _refuse_another_run(run, overwrite=overwrite)
         tell(opening_line(config, dataset, fit.learner.model, device))
         if kept := _kept_result(run, fit):
             tell(f"the run is over; {run / RESULT_FILE} stays as it is")
@@ -171,6 +171,8 @@ def read_config(run: Path) -> TrainConfig:
     """Return the configuration of a run. Raises RunError."""
     try:
         return TrainConfig.from_mapping(json.loads((run / CONFIG_FILE).read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        raise RunError(f"{run} is not a run folder: {run / CONFIG_FILE} is missing; check the name") from None
     except (OSError, ValueError, UsageError) as error:
         raise RunError(f"{run} is not a run folder: {run / CONFIG_FILE}: {error}") from None
 

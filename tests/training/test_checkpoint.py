@@ -80,7 +80,7 @@ def test_the_optimizer_goes_on_as_if_it_had_never_stopped(tmp_path: Path):
     save_checkpoint(tmp_path / "last", stopped, FACTS, optimizer_tensors(stopped_optimizer))
     resumed, resumed_optimizer = fresh()
     _, tensors = load_checkpoint(tmp_path / "last", resumed)
-    restore_optimizer(resumed_optimizer, tensors)
+    restore_optimizer(tmp_path / "last", resumed_optimizer, tensors)
     for seed in range(2, 4):
         step(resumed, resumed_optimizer, seed)
     assert torch.equal(resumed.weight, whole.weight)
@@ -134,7 +134,7 @@ def test_missing_running_statistics_are_named(tmp_path: Path):
 
 def test_a_missing_weight_is_named(tmp_path: Path):
     path = _saved_without(tmp_path, "head.bias")
-    with pytest.raises(RunError, match=r"has no head\.bias$"):
+    with pytest.raises(RunError, match=r"has no head\.bias; it belongs to another network$"):
         load_checkpoint(path, _network())
 
 
@@ -210,7 +210,7 @@ def test_restored_optimizer_state_has_the_memory_layout_of_its_weight(tmp_path: 
     save_checkpoint(tmp_path / "last.safetensors", network, FACTS, optimizer_tensors(optimizer))
     _, tensors = load_checkpoint(tmp_path / "last.safetensors", network)
     fresh = getattr(torch.optim, kind)(network.parameters(), lr=0.1, **options)
-    restore_optimizer(fresh, tensors)
+    restore_optimizer(tmp_path / "last.safetensors", fresh, tensors)
     large = 0
     for weight, slots in optimizer.state.items():
         for name, wanted in slots.items():
@@ -219,3 +219,31 @@ def test_restored_optimizer_state_has_the_memory_layout_of_its_weight(tmp_path: 
             assert found.stride() == wanted.stride()
             large += found.ndim == 4
     assert large == (1 if kind == "SGD" else 2), "the convolution's state was looked at"
+
+
+OPTIMIZERS = {"SGD": {"momentum": 0.9}, "AdamW": {}, "Adagrad": {}}
+
+
+@pytest.mark.parametrize("theirs", OPTIMIZERS)
+@pytest.mark.parametrize("mine", OPTIMIZERS)
+def test_the_state_of_another_optimizer_is_refused_by_file_with_the_mend(tmp_path: Path, mine: str, theirs: str):
+    network = nn.Linear(3, 2)
+    network(torch.ones(1, 3)).sum().backward()
+    optimizer = getattr(torch.optim, theirs)(network.parameters(), lr=0.1, **OPTIMIZERS[theirs])
+    optimizer.step()
+    fresh = getattr(torch.optim, mine)(network.parameters(), lr=0.1, **OPTIMIZERS[mine])
+    if mine == theirs:
+        restore_optimizer(tmp_path / "last", fresh, optimizer_tensors(optimizer))
+        return
+    with pytest.raises(RunError, match=rf"last holds .* of another optimizer than {mine}; let config\.json be what"):
+        restore_optimizer(tmp_path / "last", fresh, optimizer_tensors(optimizer))
+
+
+@pytest.mark.parametrize("other", [nn.Linear(3, 4), nn.Linear(3, 2, bias=False)], ids=["shape", "number"])
+def test_an_optimizer_s_state_for_other_weights_is_refused(tmp_path: Path, other: nn.Module):
+    network = nn.Linear(3, 2)
+    network(torch.ones(1, 3)).sum().backward()
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.1, momentum=0.9)
+    optimizer.step()
+    with pytest.raises(RunError, match="last holds an optimizer's state for other weights"):
+        restore_optimizer(tmp_path / "last", torch.optim.SGD(other.parameters(), lr=0.1), optimizer_tensors(optimizer))

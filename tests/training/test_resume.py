@@ -115,6 +115,27 @@ def test_two_epochs_and_three_are_five(tmp_path: Path, monkeypatch, configs, who
     assert_same(run, wholes["plain"])
 
 
+@pytest.mark.parametrize("batch_size", [137, 16], ids=["of one step an epoch", "in validation"])
+def test_ctrl_c_ends_a_run_after_an_epoch_of_which_no_step_is_left(tmp_path: Path, monkeypatch, batch_size: int):
+    from training import fitting
+
+    run, original = tmp_path / "run", fitting.Fit._validate
+
+    def stop(self):
+        if self.facts.epoch == 0:
+            os.kill(os.getpid(), signal.SIGINT)
+        return original(self)
+
+    monkeypatch.setattr(fitting.Fit, "_validate", stop)
+    config = replace(CONFIG, **IS_FAST, batch_size=batch_size, save_steps=0)
+    with pytest.raises(RunError, match="stopped after epoch 1, which is kept; go on with --resume"):
+        train(config, run, say=hush)
+    monkeypatch.undo()
+    assert read_facts(run / "last.safetensors").epoch == 1
+    train(config, run, resume=True, say=hush)
+    assert [row[0] for row in rows_of(run)] == [1, 2, 3, 4, 5]
+
+
 @pytest.mark.e2e
 def test_a_run_killed_again_and_again_ends_with_the_bits_of_a_whole_one(tmp_path: Path):
     config = replace(CONFIG, validation_images=1300, epochs=2, threads=1, save_steps=1)

@@ -12,7 +12,7 @@ from training_support import QUICK, disk_of, hush, write_photos
 
 from foldserve.cli import main
 from training.checkpoint import load_checkpoint, save_checkpoint
-from training.errors import RunError
+from training.errors import Diverged, RunError
 from training.report import read_metrics, recorder
 from training.run import Trained, build_network, load_run, train
 
@@ -80,6 +80,28 @@ def test_a_run_that_ended_without_its_result_still_says_how_it_was_trained(tmp_p
     monkeypatch.undo()
     again = train(config, run, resume=True, say=hush)
     assert {**again, "date": ""} == {**result, "date": ""}
+
+
+def test_an_existing_run_is_refused_before_the_data_are_read(finished_run: Path):
+    with pytest.raises(RunError, match="already holds a run"):
+        train(replace(QUICK, dataset="mnist"), finished_run, data_dir=finished_run, say=hush)
+
+
+def test_a_network_whose_validation_is_not_finite_is_never_best_and_the_run_ends_with_the_mend(tmp_path: Path):
+    run = tmp_path / "run"
+    config = replace(QUICK, epochs=1, batch_size=137, learning_rate=1e30, warmup_share=0.0)
+    for is_resumed in (False, True):
+        with pytest.raises(Diverged, match=r"not finite after any epoch; .* learning_rate lower than 1e\+30"):
+            train(config, run, resume=is_resumed, say=hush)
+    assert not (run / "best.safetensors").exists()
+    assert not (run / "result.json").exists()
+
+
+def test_another_optimizer_in_a_run_s_configuration_is_one_line(tmp_path: Path, finished_run: Path, capsys):
+    run = shutil.copytree(finished_run, tmp_path / "run")
+    (run / "config.json").write_text(replace(QUICK, epochs=4, optimizer="adamw").to_json())
+    assert main(["train", "digits", "--resume", "--out", str(run)]) == 1
+    assert "last.safetensors holds momentum_buffer of another optimizer than AdamW" in capsys.readouterr().err
 
 
 def test_a_disk_that_is_full_when_a_run_resumes_leaves_its_metrics(tmp_path: Path, finished_run: Path):
