@@ -108,7 +108,7 @@ def plan(domains: NDArray[np.int64], config: TrainConfig, epoch: int) -> list[Pl
 def steps_per_epoch(images: int, config: TrainConfig) -> int:
     """Return the number of whole batches of one domain. Raises UsageError."""
     if images < config.batch_size:
-        raise UsageError(f"batch_size = {config.batch_size}: there are only {images} training images")
+        raise UsageError(f"batch_size = {config.batch_size}: there are only {images} training images; set it lower")
     return images // config.batch_size
 
 

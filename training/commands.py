@@ -57,8 +57,9 @@ def _register_train(subparsers: "argparse._SubParsersAction[argparse.ArgumentPar
         "--skip-bad", action="store_true", help="go on without the images that cannot be decoded; as skip_bad=true"
     )
     parser.add_argument("--overwrite", action="store_true", help="replace the run that RUN holds")
-    parser.add_argument("--dry-run", action="store_true", help="load everything, take two steps, write nothing")
-    parser.add_argument(
+    tries = parser.add_mutually_exclusive_group()
+    tries.add_argument("--dry-run", action="store_true", help="load everything, take two steps, write nothing")
+    tries.add_argument(
         "--overfit", type=int, metavar="N", help="learn N training images by heart, write nothing; exit 1 if it cannot"
     )
     parser.set_defaults(run=_train)
@@ -99,10 +100,13 @@ def _train(arguments: argparse.Namespace) -> int:
         raise UsageError(
             "--resume continues with the run's own configuration; leave out --set, --config, --skip-bad and --overwrite"
         )
+    is_tried = arguments.dry_run or arguments.overfit is not None
+    if is_tried and arguments.resume:
+        raise UsageError("--dry-run and --overfit try a configuration, not a run; leave out --resume")
     config = _config(arguments)
     run = arguments.out or RUNS / arguments.preset
     prepare_arithmetic(_own_config(run, config) if arguments.resume else config)
-    if arguments.dry_run or arguments.overfit is not None:
+    if is_tried:
         return _try(arguments, config)
     from training.run import train
 

@@ -70,6 +70,7 @@ RANGES = {  # at least the first, less than the second
 
 # TensorFlow's names for the same thing, accepted beside PyTorch's: what is given is taken from 1.
 COMPLEMENTS = {"bn_decay": "bn_momentum"}
+WORDS: dict[Any, str] = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,11 +172,10 @@ class TrainConfig:
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any]) -> Self:
         """Build from all keys. Raises UsageError for a key that is missing, unknown or of another type."""
-        required = {"dataset", "architecture", "epochs"}
-        if missing := sorted(required - set(values)):
+        named = {name: _convert(name, value) for name, value in _by_own_names(values).items()}
+        if missing := sorted({"dataset", "architecture", "epochs"} - set(named)):
             raise UsageError(f"missing {', '.join(missing)}")
-        base = cls(**{name: _convert(name, values[name]) for name in required})
-        return base.with_values(values)
+        return cls(**named)
 
     def with_values(self, values: Mapping[str, Any]) -> Self:
         """Return a copy with some keys changed. Raises UsageError for an unknown key or a value of another type."""
@@ -188,8 +188,11 @@ def read_config_file(path: Path) -> dict[str, Any]:
     try:
         text = path.read_text(encoding="utf-8")
         values = tomllib.loads(text) if path.suffix == ".toml" else json.loads(text)
-    except (OSError, ValueError) as error:
-        raise UsageError(f"{path}: {error}") from None
+    except OSError as error:
+        raise UsageError(f"{path} cannot be read: {error.strerror}") from None
+    except ValueError as error:
+        kind = "TOML" if path.suffix == ".toml" else "JSON, which every file is read as that is not named *.toml"
+        raise UsageError(f"{path}: {error}; expected {kind}") from None
     if not isinstance(values, dict):
         raise UsageError(f"{path}: expected keys and values")
     return values
@@ -284,9 +287,7 @@ def _convert(name: str, value: Any, told_as: str | None = None) -> Any:
     if wanted is float and type(value) is int:
         value = float(value)
     if type(value) is not wanted:
-        raise UsageError(
-            f"{name} = {value}: expected {'true or false' if wanted is bool else getattr(wanted, '__name__', wanted)}"
-        )
+        raise UsageError(f"{name} = {value}: expected {WORDS[wanted]}")
     return value
 
 
@@ -294,4 +295,4 @@ def _parse_number(name: str, text: str, wanted: Any) -> Any:
     try:
         return wanted(text)
     except ValueError:
-        raise UsageError(f"{name} = {text}: expected {wanted.__name__}") from None
+        raise UsageError(f"{name} = {text}: expected {WORDS[wanted]}") from None

@@ -64,7 +64,8 @@ def overfit(
     learned by their batch's statistics and lost by the running ones point to BatchNorm.
     """
     dataset = _few(load_dataset(config, data_dir, download=download, say=say), count, config.seed)
-    config = _by_heart(config, len(dataset.training))
+    count = len(dataset.training)  # there may be fewer
+    config = _by_heart(config, count)
     with processes(choose_device(config.device)) as device:
         learner, training, _ = prepare(config, dataset, device)
         score = None

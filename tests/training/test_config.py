@@ -196,3 +196,26 @@ def test_the_repository_is_the_services_own_where_no_flag_names_one(monkeypatch)
     assert default_models() == Path("models")
     monkeypatch.setenv("FOLDSERVE_MODELS", "/volume")
     assert default_models() == Path("/volume")
+
+
+def test_a_misspelt_key_is_told_before_the_one_that_is_missing_for_it():
+    with pytest.raises(UsageError, match=r"epocs is not a configuration key \(did you mean epochs\?\)"):
+        TrainConfig.from_mapping({"dataset": "digits", "architecture": "small_cnn", "epocs": 3})
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        (
+            "c.yaml",
+            r"c\.yaml: .*; expected JSON, which every file is read as that is not named \*\.toml",
+        ),
+        ("c.toml", r"c\.toml: .*; expected TOML$"),
+        ("", "cannot be read: Is a directory$"),
+    ],
+)
+def test_a_configuration_file_that_is_none_says_what_was_expected(tmp_path: Path, name: str, words: str):
+    if name:
+        (tmp_path / name).write_text("epochs: 3")
+    with pytest.raises(UsageError, match=words):
+        read_config_file(tmp_path / name)

@@ -32,6 +32,12 @@ def test_a_sound_configuration_learns_ten_images_by_heart_in_both_modes(tmp_path
     assert list(tmp_path.iterdir()) == []
 
 
+def test_the_images_that_there_are_are_counted_where_more_are_asked_for():
+    told: list[str] = []
+    overfit(QUICK, 5000, say=told.append)
+    assert told[0].startswith("137 images, ")
+
+
 def test_a_network_that_cannot_learn_is_told(monkeypatch):
     from training import trial
 
