@@ -37,8 +37,10 @@ class ImageFiles:
         """Return the pixels of one image. Raises DataError naming the file."""
         try:
             return decode(Path(self.paths[index]).read_bytes(), self.spec)
-        except (FoldserveError, OSError) as error:
+        except FoldserveError as error:
             raise DataError(f"{self.paths[index]} cannot be decoded: {error}") from None
+        except OSError as error:
+            raise DataError(f"{self.paths[index]} cannot be read: {error.strerror}") from None
 
     def __getitem__(self, indices: Any) -> NDArray[np.uint8]:
         """Return the pixels at a slice or at indices, decoded here and now."""

@@ -14,7 +14,7 @@ from training.batches import Batches
 from training.config import TrainConfig
 from training.data import Dataset, load
 from training.data.decoding import ImageFiles
-from training.data.folders import read_folder
+from training.data.folders import folder_preprocessing, read_folder
 from training.data.parts import neutral
 from training.errors import DataError, UsageError
 from training.run import pixel_statistics, train
@@ -114,6 +114,12 @@ def test_a_file_that_breaks_after_it_was_read_stops_the_run_by_name(tmp_path: Pa
     batches = Batches.on(torch.device("cpu"), streamed.training, workers)
     with pytest.raises(DataError, match=r"\.png cannot be decoded"):
         list(batches.fetch([np.arange(4)]))
+
+
+def test_a_file_that_is_gone_is_told_in_a_person_s_words(tmp_path: Path):
+    gone = ImageFiles([tmp_path / "gone.png"], folder_preprocessing(QUICK))
+    with pytest.raises(DataError, match=r"gone\.png cannot be read: No such file or directory$"):
+        gone.at(0)
 
 
 def test_a_class_folder_with_one_image_is_refused_by_name(tmp_path: Path):
