@@ -72,7 +72,7 @@ class Learner:
         """
         try:
             reason = self._compile(batch) if compiling.is_wanted(self.config, self.device) else None
-            if not self.is_compiled or distributed.world_size() > 1:
+            if not self.is_compiled or distributed.is_joined():
                 self._rehearse(batch)
         finally:  # not sooner: torch's reducer asks for the gradient of what took part in a pass of one process alone
             self.optimizer.zero_grad(set_to_none=True)

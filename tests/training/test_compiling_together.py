@@ -4,15 +4,24 @@ import json
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch import distributed, nn
 from training_support import QUICK, hush
 
+from training import compiling
+from training.architectures import build
+from training.batches import Batch
 from training.config import TrainConfig
+from training.learner import Learner
+from training.loop import Normalize
+from training.normalization.domains import separate
+from training.optimization import build_optimizer
 from training.run import train
 
 WORKER = Path(__file__).parent / "distributed_worker.py"
@@ -79,3 +88,23 @@ def test_where_one_process_cannot_compile_none_does_and_the_reason_is_told(tmp_p
     assert_close(tmp_path / "auto", alone)
     assert "compile = on: torch could not compile the step here (rank 1 of 2: No working C++ compiler" in complained
     assert not (tmp_path / "on").exists()
+
+
+@pytest.fixture
+def _one_that_joined(tmp_path: Path) -> Iterator[None]:
+    distributed.init_process_group("gloo", init_method=f"file://{tmp_path / 'store'}", rank=0, world_size=1)
+    yield
+    distributed.destroy_process_group()
+
+
+@pytest.mark.usefixtures("_one_that_joined")
+def test_a_process_that_torchrun_started_alone_steps_by_domain_after_its_trial(monkeypatch):
+    """What a pass of one domain alone leaves in torch's reducer is no gradient that the first step has to have."""
+    monkeypatch.setattr(compiling, "compiled", lambda run: run)
+    config = replace(PLAIN, compile="on", domains="separate", accumulate=1)
+    network = separate(build("small_cnn", channels=1, classes=10, size=8, bn_momentum=0.1), ("a", "b"))
+    model = nn.Sequential(Normalize((0.5,), (0.25,)), network).to(torch.float32)
+    one = Learner(model, build_optimizer(config, model), config, domains=("a", "b"))
+    batch = Batch(torch.randint(0, 256, (16, 1, 8, 8)).float(), torch.arange(16) % 10, 0)
+    assert one.warm_up(batch) is None
+    assert one.step([batch], 1).images == 16
