@@ -1,5 +1,6 @@
 """What tests of training share: a quick configuration, networks with a past, data sets, a run and its artifact."""
 
+import copy
 import gzip
 import hashlib
 import io
@@ -18,6 +19,7 @@ from service.preprocessing import encode_png
 from training.config import TrainConfig, data_folders
 from training.data import IdxSource
 from training.export import export
+from training.folding.modules import Folded, fold, verify
 from training.learner import Learner
 from training.loop import Batches, Progress, Score, Tally, arithmetic, continue_epoch
 from training.normalization import batch_norms
@@ -31,6 +33,7 @@ IDX_STEMS = (
     "t10k-images-idx3-ubyte",
     "t10k-labels-idx1-ubyte",
 )
+FOLDED_RIGHT = 1e-10  # relative, in float64; a wrong fold is off by 0.01 or more
 PHOTO_CLASSES = ("cat", "dog")
 # digits has 1,437 images outside the test part: all but 137 are held out, so that an epoch takes a moment
 QUICK = TrainConfig(
@@ -74,6 +77,18 @@ def aged(model: nn.Module, seed: int = 0) -> nn.Module:
 def relative_difference(found: torch.Tensor, wanted: torch.Tensor) -> float:
     """Return the largest difference over the largest magnitude."""
     return float((found - wanted).detach().abs().max() / wanted.detach().abs().max())
+
+
+@torch.no_grad()
+def folded_and_compared(model: nn.Module) -> Folded:
+    """Fold an aged model, and hold it against itself in float64; the model itself is left alone."""
+    images = torch.randn(2, 3, 12, 12, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    before = copy.deepcopy(model.state_dict())
+    wanted = copy.deepcopy(model).double()(images.clone())
+    folded = verify(fold(model, images), images)
+    assert relative_difference(folded.module(images), wanted) <= FOLDED_RIGHT
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    return folded
 
 
 def idx_bytes(values: np.ndarray) -> bytes:

@@ -1,28 +1,13 @@
 """Networks as people write them: layers called twice, layers of their own classes, functions in place of modules."""
 
-import copy
-
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional
-from training_support import aged, relative_difference
+from training_support import aged, folded_and_compared
 
-from training.folding.modules import Folded, fold, verify
+from training.folding.modules import Folded
 from training.normalization import batch_norms
-
-TOLERANCE = 1e-10  # relative, in float64; a wrong fold is off by 0.01 or more
-
-
-def folded_and_compared(model: nn.Module) -> Folded:
-    """Fold an aged model, and hold it against itself in float64; the model itself is left alone."""
-    images = torch.randn(2, 3, 12, 12, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
-    before = copy.deepcopy(model.state_dict())
-    wanted = copy.deepcopy(model).double()(images)
-    folded = verify(fold(model, images), images)
-    assert relative_difference(folded.module(images), wanted) <= TOLERANCE
-    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
-    return folded
 
 
 def weights_of(folded: Folded) -> int:

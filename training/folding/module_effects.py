@@ -1,0 +1,116 @@
+"""Makes plain what a traced network changes in place: whoever reads a tensor after the change reads the change itself.
+
+A trace tells who reads whose answer. A call like `relu_(x)` whose answer nobody reads changes `x` all the same, and
+would be dropped as dead code.
+"""
+
+import inspect
+import operator
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from training.errors import NotFoldable
+from training.folding.module_passages import DROPOUTS
+
+# What may give the memory of its input another name, as a method, a function of torch or an operator.
+VIEWS = frozenset({
+    "view", "view_as", "reshape", "reshape_as", "flatten", "unflatten", "ravel", "squeeze", "unsqueeze", "transpose",
+    "permute", "movedim", "swapaxes", "swapdims", "t", "expand", "expand_as", "broadcast_to", "chunk", "split",
+    "tensor_split", "unbind", "narrow", "select", "diagonal", "unfold", "getitem", "contiguous", "detach",
+    "to", "type", "float", "double", "dropout", "dropout1d", "dropout2d", "dropout3d",
+})  # fmt: skip
+SAME = (nn.Identity, nn.Flatten, nn.Unflatten, *DROPOUTS)
+SEEN_AS = frozenset({"T", "mT", "H", "mH", "data"})  # attributes that are views
+AUGMENTED: frozenset[Any] = frozenset({
+    operator.iadd, operator.isub, operator.imul, operator.itruediv, operator.ifloordiv, operator.imod, operator.ipow,
+    operator.imatmul, operator.iand, operator.ior, operator.ixor,
+})  # fmt: skip
+
+
+def make_effects_plain(module: fx.GraphModule) -> None:
+    """Let everything that follows a change in place read its answer, in place itself.
+
+    Raises NotFoldable where what is changed is read later under another name, as a view of it is.
+    """
+    for node in list(module.graph.nodes):
+        changed = _changed_by(module, node)
+        if changed is None:
+            continue
+        order = {one: place for place, one in enumerate(module.graph.nodes)}
+        for alias in _aliases(module, changed) - {changed, node}:
+            if any(order[user] > order[node] for user in alias.users if user not in {node, changed}):
+                raise NotFoldable(
+                    f"{node.name} changes in place what {alias.name} shows too, and that is read later; write the "
+                    "line without changing it in place"
+                )
+        changed.replace_all_uses_with(node, delete_user_cb=lambda user: order[user] > order[node])  # noqa: B023 - called now
+        if changed.op == "placeholder":
+            _keep_from_caller(module, changed, node)
+
+
+def _keep_from_caller(module: fx.GraphModule, given: fx.Node, node: fx.Node) -> None:
+    """Change a copy of the images, which are the caller's."""
+    with module.graph.inserting_before(node):
+        copy = module.graph.call_function(torch.clone, (given,))
+    node.replace_input_with(given, copy)
+
+
+def _changed_by(module: fx.GraphModule, node: fx.Node) -> fx.Node | None:
+    """Return what a step changes in place, None where it changes nothing."""
+    name = _name_of(node)
+    changes = name.endswith("_") and not name.endswith("__") and name != "requires_grad_"
+    if node.op == "call_module":
+        changes = bool(getattr(module.get_submodule(str(node.target)), "inplace", False))
+    elif node.op == "call_function":
+        of_torch = getattr(node.target, "__module__", "") != operator.and_.__module__  # and_, or_, not_ make new values
+        changes = (changes and of_torch) or node.target in AUGMENTED or _asks_for_it(node)
+        written = node.kwargs.get("out")
+        if isinstance(written, fx.Node):
+            return written
+    return next(iter(node.all_input_nodes), None) if changes else None
+
+
+def _asks_for_it(node: fx.Node) -> bool:
+    function: Any = node.target
+    try:
+        return bool(inspect.signature(function).bind(*node.args, **node.kwargs).arguments.get("inplace", False))
+    except (ValueError, TypeError):  # a function of C tells no signature, and takes no `inplace`
+        return False
+
+
+def _name_of(node: fx.Node) -> str:
+    if node.op == "call_method":
+        return str(node.target)
+    return str(getattr(node.target, "__name__", "")) if node.op == "call_function" else ""
+
+
+def _aliases(module: fx.GraphModule, node: fx.Node) -> set[fx.Node]:
+    """Return all that may share the memory of a value, itself included."""
+    found: set[fx.Node] = set()
+    waiting = [node]
+    while waiting:
+        one = waiting.pop()
+        if one not in found:
+            found.add(one)
+            waiting += _neighbours(module, one)
+    return found
+
+
+def _neighbours(module: fx.GraphModule, node: fx.Node) -> Iterator[fx.Node]:
+    """Yield what a value is a view of, and its own views."""
+    if _is_view(module, node):
+        yield from node.all_input_nodes[:1]
+    for user in node.users:
+        if _is_view(module, user) and user.all_input_nodes[0] is node:
+            yield user
+
+
+def _is_view(module: fx.GraphModule, node: fx.Node) -> bool:
+    if not node.all_input_nodes:
+        return False
+    if node.op == "call_module":
+        return isinstance(module.get_submodule(str(node.target)), SAME)
+    return node.args[1] in SEEN_AS if node.target is getattr else _name_of(node) in VIEWS
