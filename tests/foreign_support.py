@@ -1,5 +1,6 @@
 """ONNX classifiers as others write them: small, with a BatchNorm that has a past, and one knob for each fault."""
 
+import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import onnx
 import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch import nn
+from torch.nn.utils import parametrizations, spectral_norm, weight_norm
 from training_support import aged
 
 from training.normalization.domains import separate
@@ -124,6 +126,17 @@ def network(**options) -> nn.Module:
 def build_network() -> nn.Module:
     """Return the bare network, as `package.module:function` names it."""
     return Network()
+
+
+def build_with_computed_weights() -> nn.Module:
+    """Return a network whose weights weight and spectral norm compute, by hooks and by parametrization."""
+    built = network()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # it is old, and in use
+        weight_norm(built.conv1)
+    spectral_norm(built.conv2)
+    parametrizations.weight_norm(built.head)
+    return built
 
 
 class WithAuxiliaryHead(Network):

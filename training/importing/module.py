@@ -12,6 +12,10 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.utils import remove_spectral_norm, remove_weight_norm
+from torch.nn.utils.parametrize import remove_parametrizations
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
 
 from service.manifest import Manifest
 from service.preprocessing import Preprocessing
@@ -101,7 +105,21 @@ def fit(
     except RuntimeError as error:
         reason = str(error).splitlines()[1].strip() if "\n" in str(error) else str(error)
         raise FileRefused(f"{path} does not fit {function}: {reason}") from None
+    _compute_weights(network)
     return network.float().eval()
+
+
+def _compute_weights(network: nn.Module) -> None:
+    """Work out, in place, the weights that weight or spectral norm would compute anew for each batch."""
+    network.eval()  # in training a spectral norm would move on
+    for module in network.modules():
+        for hook in list(module._forward_pre_hooks.values()):  # noqa: SLF001 - nothing else tells
+            if isinstance(hook, WeightNorm):
+                remove_weight_norm(module, hook.name)
+            elif isinstance(hook, SpectralNorm):
+                remove_spectral_norm(module, hook.name)
+        for name in list(getattr(module, "parametrizations", ())):
+            remove_parametrizations(module, name, leave_parametrized=True)
 
 
 def call_function(function: str) -> nn.Module:

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from foreign_support import SIDE, network
+from foreign_support import SIDE, build_with_computed_weights, network
 from safetensors.torch import save_file
 
 from foldserve.cli import main
@@ -36,6 +36,20 @@ def test_a_module_and_its_checkpoint_become_an_artifact_that_answers_alike(tmp_p
     with torch.no_grad():
         wanted = network().double()((torch.from_numpy(pixels.transpose(0, 3, 1, 2)).double() / 255 - 0.4) / 0.3)
     assert np.abs(logits - wanted.numpy()).max() <= 1e-5  # float32 on logits below 10
+
+
+def test_weights_that_are_computed_anew_for_each_batch_are_computed_once_and_fold(tmp_path: Path):
+    built = build_with_computed_weights().eval()
+    torch.save(built.state_dict(), tmp_path / "computed.pt")
+    flags = ["--checkpoint", str(tmp_path / "computed.pt"), "--size", str(SIDE)]
+    assert export(tmp_path, *flags, function="foreign_support:build_with_computed_weights") == 0
+    artifact = Artifact.load(tmp_path / "models" / "own" / "1")
+    assert [record.norm for record in artifact.manifest.folds] == ["bn1", "bn2"]
+    pixels = np.random.default_rng(0).integers(0, 256, (3, SIDE, SIDE, 3), np.uint8)
+    logits = open_engine(artifact.model_bytes, choose_device("cpu")).run(pixels)
+    with torch.no_grad():
+        wanted = built(torch.from_numpy(pixels.transpose(0, 3, 1, 2)).float() / 255)
+    assert np.abs(logits - wanted.numpy()).max() <= 1e-4 * np.abs(logits).max()
 
 
 def _never_updated(state):
