@@ -15,11 +15,12 @@ from torch import fx, nn
 from training.errors import NotFoldable
 from training.folding.module_passages import DROPOUTS
 
+SPLITS = frozenset({"chunk", "split", "tensor_split", "unbind"})
 # What may give the memory of its input another name, as a method, a function of torch or an operator.
 VIEWS = frozenset({
     "view", "view_as", "reshape", "reshape_as", "flatten", "unflatten", "ravel", "squeeze", "unsqueeze", "transpose",
-    "permute", "movedim", "swapaxes", "swapdims", "t", "expand", "expand_as", "broadcast_to", "chunk", "split",
-    "tensor_split", "unbind", "narrow", "select", "diagonal", "unfold", "getitem", "contiguous", "detach",
+    "permute", "movedim", "swapaxes", "swapdims", "t", "expand", "expand_as", "broadcast_to", *SPLITS,
+    "narrow", "select", "diagonal", "unfold", "getitem", "contiguous", "detach",
     "to", "type", "float", "double", "dropout", "dropout1d", "dropout2d", "dropout3d",
 })  # fmt: skip
 SAME = (nn.Identity, nn.Flatten, nn.Unflatten, *DROPOUTS)
@@ -88,21 +89,25 @@ def _name_of(node: fx.Node) -> str:
 
 
 def _aliases(module: fx.GraphModule, node: fx.Node) -> set[fx.Node]:
-    """Return all that may share the memory of a value, itself included."""
+    """Return all that may share the memory of a value, itself included; the parts of a split share none."""
     found: set[fx.Node] = set()
-    waiting = [node]
+    waiting, split = [node], _split_of(node)
     while waiting:
         one = waiting.pop()
         if one not in found:
             found.add(one)
-            waiting += _neighbours(module, one)
-    return found
+            waiting += () if one is split else _views_of(module, one)
+            waiting += one.all_input_nodes[:1] if _is_view(module, one) else ()
+    return found - {split}
 
 
-def _neighbours(module: fx.GraphModule, node: fx.Node) -> Iterator[fx.Node]:
-    """Yield what a value is a view of, and its own views."""
-    if _is_view(module, node):
-        yield from node.all_input_nodes[:1]
+def _split_of(node: fx.Node) -> fx.Node | None:
+    source = next(iter(node.all_input_nodes), None)
+    is_part = node.target is operator.getitem and source is not None and _name_of(source) in SPLITS
+    return source if is_part else None
+
+
+def _views_of(module: fx.GraphModule, node: fx.Node) -> Iterator[fx.Node]:
     for user in node.users:
         if _is_view(module, user) and user.all_input_nodes[0] is node:
             yield user

@@ -67,6 +67,16 @@ def test_what_is_changed_through_a_view_and_read_later_is_refused():
         fold(network, IMAGES)
 
 
+def test_one_part_of_a_split_may_change_while_the_other_is_read():
+    class Split(Statement):
+        def forward(self, images):
+            first, second = super().forward(images).chunk(2, 1)
+            self.relu(first)
+            return torch.cat([first, second], 1)
+
+    assert len(folded_and_compared(aged(Split(nothing, nothing))).folds) == 1
+
+
 def test_an_and_of_two_masks_changes_nothing_in_place():
     class Masked(Statement):
         def forward(self, images):
