@@ -57,11 +57,16 @@ def read_checkpoint(path: Path) -> Checkpoint:
     except FileNotFoundError:
         raise FileRefused(f"{path} cannot be read: no such file") from None
     except (OSError, SafetensorError, ValueError, RuntimeError, EOFError, KeyError) as error:
-        reason = str(error).strip().partition("\n")[0] or type(error).__name__
+        reason = "it is none of torch.save's" if isinstance(error, KeyError) else _first_sentence(error)
         raise FileRefused(f"{path} is not a sound checkpoint ({reason}); save it again") from None
     if not found.state:
         raise FileRefused(f"{path} holds no tensors; expected a state_dict, as `model.state_dict()` gives it")
     return found
+
+
+def _first_sentence(error: Exception) -> str:
+    """What torch says after the first one is advice, and to a maker of files."""
+    return str(error).strip().partition("\n")[0].partition(". ")[0] or type(error).__name__
 
 
 def says_it_is_corrected(path: Path) -> bool:
@@ -137,8 +142,15 @@ def _unpickle(path: Path) -> Any:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch's remarks on old pickle protocols
             return torch.load(path, map_location="cpu", weights_only=True)
+    except RuntimeError as error:
+        if "TorchScript" not in str(error):
+            raise
+        raise FileRefused(
+            f"{path} is a TorchScript archive, which holds code, and was not run; save plain tensors: "
+            "torch.save(model.state_dict(), …), or safetensors"
+        ) from None
     except pickle.UnpicklingError as error:
-        found = re.search(r"GLOBAL (\S+)|Unsupported (?:global|operand|class)[: ]+(\S+)", str(error))
+        found = re.search(r"GLOBAL (\S+)|Unsupported (?:global|class)[: ]+(\S+)", str(error))
         what = f" ({next(word for word in found.groups() if word)})" if found else ""
         raise FileRefused(
             f"{path} holds pickled code{what} and was not run; save plain tensors: torch.save(model.state_dict(), …), "

@@ -40,7 +40,9 @@ def _register_repair(subparsers: "argparse._SubParsersAction[argparse.ArgumentPa
     parser.add_argument("file", type=Path, metavar="FILE", help=".onnx, .safetensors, .pt, .pth or a run folder")
     parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="new file; a checkpoint: .safetensors")
     parser.add_argument("--momentum", type=_momentum, metavar="M", help="PyTorch's sense, 1 − TensorFlow's decay")
-    parser.add_argument("--updates", type=int, metavar="N", help="training batches, where the file does not count them")
+    parser.add_argument(
+        "--updates", type=_updates, metavar="N", help="training batches, where the file does not count them"
+    )
     parser.add_argument("--data", type=Path, metavar="FOLDER", help="images to gather the statistics from")
     _add_network(parser)
     add_preprocessing(parser)
@@ -66,10 +68,19 @@ def add_preprocessing(parser: argparse._ActionsContainer) -> None:
 
 
 def _momentum(text: str) -> float:
-    value = float(text)
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
     if not 0 < value <= 1:
         raise argparse.ArgumentTypeError(f"{text}: expected more than 0 and at most 1, PyTorch's sense (0.1 is usual)")
     return value
+
+
+def _updates(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text}: expected the number of training batches, 1 or more")
+    return int(text)
 
 
 def _inspect(arguments: argparse.Namespace) -> int:

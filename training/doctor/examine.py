@@ -23,7 +23,7 @@ def examine(subject: Subject) -> Report:
         findings += examine_network(subject.network)
     elif subject.model is not None:
         findings += examine_graph(subject.model)
-    notes = [note for note in (warmth_note(subject), _emptiness(subject)) if note]
+    notes = [note for note in (warmth_note(subject), _emptiness(subject), _depth(subject)) if note]
     return Report(
         subject.path, subject.kind, len(subject.layers), subject.folded, by_severity(findings), notes=tuple(notes)
     )
@@ -39,3 +39,13 @@ def _emptiness(subject: Subject) -> str | None:
         return None
     folded = f"; {subject.folded} are folded, as its manifest says" if subject.folded else ""
     return f"no BatchNorm is left in this file{folded}"
+
+
+def _depth(subject: Subject) -> str | None:
+    nested = sum(layer.nested for layer in subject.layers)
+    if not nested:
+        return None
+    return (
+        f"{nested} of the BatchNorm layers {'lie' if nested > 1 else 'lies'} in branches or loops (If, Loop, Scan): "
+        "judged by numbers alone, not by what stands before them, nor by images; `foldserve repair` does not mend them"
+    )

@@ -270,7 +270,7 @@ CHECKS = {
         "warning",
         "batch statistics label better than the running ones",
         "On the same images the network answers better when it normalises with the batch itself: the running "
-        "statistics are off.",
-        "re-estimate the statistics: `foldserve repair` with --data",
+        "statistics do not belong to these weights, or these pixels are prepared otherwise than in training.",
+        "check the preprocessing first; then re-estimate: `foldserve repair` with --data",
     ),
 }

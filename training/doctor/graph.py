@@ -14,7 +14,7 @@ from service.independence.proof.verdict import OPSETS
 from training.doctor.findings import Finding, finding
 from training.doctor.norms import Layer
 from training.errors import NotFoldable
-from training.folding.graph_constants import Constants, opset_of
+from training.folding.graph_constants import Constants, graphs_inside, opset_of
 from training.folding.graphs import fold_unmeasured
 from training.foreign.read import inputs_of
 from training.foreign.settling import names_apart
@@ -27,6 +27,21 @@ TRANSPARENT = frozenset({"Identity", "Cast"})
 def norm_nodes(graph: onnx.GraphProto) -> list[onnx.NodeProto]:
     """Return the BatchNormalization nodes of the main graph, in order."""
     return [node for node in graph.node if node.op_type == "BatchNormalization"]
+
+
+def nested_norms(graph: onnx.GraphProto, known: Constants, opset: int) -> Iterator[tuple[onnx.NodeProto, Constants]]:
+    """Yield the BatchNormalization nodes of the branches and loops in a graph, at any depth, and what they can read."""
+    for part in graphs_inside(graph.node):
+        inner = Constants(part, opset, frozenset(entry.name for entry in part.input), known)
+        yield from ((node, inner) for node in norm_nodes(part))
+        yield from nested_norms(part, inner, opset)
+
+
+def training_norms(model: onnx.ModelProto) -> list[str]:
+    """Return the BatchNormalization nodes in training mode, wherever they lie."""
+    opset = opset_of(model)
+    nested = (node for node, _ in nested_norms(model.graph, Constants.of(model), opset))
+    return [node_name(node) for node in chain(norm_nodes(model.graph), nested) if _trains(node, opset)]
 
 
 def node_name(node: onnx.NodeProto) -> str:
@@ -73,8 +88,13 @@ def examine_graph(model: onnx.ModelProto) -> Iterator[Finding]:
 
 
 def damaged_weights(model: onnx.ModelProto) -> tuple[str, ...]:
-    """Return the stored tensors that hold NaN or Inf; −Inf alone is a mask's, and is left out."""
-    return tuple(tensor.name or "a constant" for tensor in stored_tensors(model) if _is_damaged(tensor))
+    """Return the stored tensors that hold NaN or Inf; −Inf alone is a mask's, and is left out.
+
+    What a BatchNorm of the main graph reads is left out too: it is looked at as that layer's.
+    """
+    of_norms = {name for node in norm_nodes(model.graph) for name in node.input[1:]}
+    damaged = (tensor for tensor in stored_tensors(model) if tensor.name not in of_norms and _is_damaged(tensor))
+    return tuple(tensor.name or "a constant" for tensor in damaged)
 
 
 def _is_damaged(tensor: TensorProto) -> bool:
@@ -85,14 +105,13 @@ def _is_damaged(tensor: TensorProto) -> bool:
 
 
 def _modes(model: onnx.ModelProto) -> Iterator[Finding]:
-    opset = opset_of(model)
-    training = [node_name(node) for node in norm_nodes(model.graph) if _trains(node, opset)]
+    training = training_norms(model)
     if training:
-        yield finding("training-mode", f"{len(training)} BatchNormalization nodes", training)
+        yield finding("training-mode", f"{len(training)} BatchNormalization node{'s' * (len(training) > 1)}", training)
     known = Constants.of(model)
     dropping = [node_name(node) for node in model.graph.node if node.op_type == "Dropout" and _drops(node, known)]
     if dropping:
-        yield finding("active-dropout", f"{len(dropping)} Dropout nodes", dropping)
+        yield finding("active-dropout", f"{len(dropping)} Dropout node{'s' * (len(dropping) > 1)}", dropping)
 
 
 def _trains(node: onnx.NodeProto, opset: int) -> bool:
@@ -177,7 +196,11 @@ def _frame(model: onnx.ModelProto) -> Iterator[Finding]:
     for value in inputs_of(model.graph)[:1]:
         first = next(iter(value.type.tensor_type.shape.dim), None)
         if first is not None and first.dim_value > 0:
-            yield finding("fixed-batch", f"the input {value.name} holds {first.dim_value} images", (value.name,))
+            yield finding(
+                "fixed-batch",
+                f"the input {value.name} holds {first.dim_value} image{'s' * (first.dim_value > 1)}",
+                (value.name,),
+            )
     if opset_of(model) not in OPSETS:
         yield finding("opset", f"opset {opset_of(model)}")
     large = {

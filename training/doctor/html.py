@@ -13,7 +13,7 @@ from training.doctor.charts import Chart
 from training.doctor.findings import Finding, Report
 from training.doctor.norms import Layer, Subject
 from training.doctor.numbers import share_of
-from training.doctor.text import summary
+from training.doctor.text import plural, summary
 from training.page import Table
 from training.pictures import COLOURS
 
@@ -46,7 +46,8 @@ TINY = 1e-12
 def write_page(path: Path, report: Report, subject: Subject) -> None:
     """Write the page. Raises RunError when the disk refuses."""
     title = html.escape(f"BatchNorm of {Path(report.path).name}")
-    body = [f"<h1>{title}</h1>", f'<p class="quiet">{html.escape(report.kind)}, {report.layers} layers</p>']
+    layers = plural(report.layers, "layer")
+    body = [f"<h1>{title}</h1>", f'<p class="quiet">{html.escape(report.kind)}, {layers}</p>']
     body += [_badge(report), *(f'<p class="quiet">{html.escape(note)}</p>' for note in report.notes)]
     body += [_section(finding) for finding in report.findings]
     if report.data:

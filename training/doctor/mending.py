@@ -15,6 +15,7 @@ from training.checkpoint import write_atomically
 from training.doctor.attaching import Source, attach
 from training.doctor.checkpoints import REPAIRED_KEY, read_state
 from training.doctor.data import targets_of
+from training.doctor.graph import training_norms
 from training.doctor.norms import Subject
 from training.doctor.read import read_subject
 from training.doctor.repair import (
@@ -66,7 +67,10 @@ def repair(order: Repair, say: Callable[[str], None] = print) -> tuple[Mended, .
         raise UsageError(
             f"{beside(order.out)} exists, where the old statistics would go; move it, or name another --out"
         )
+    _check_suffix(order)
     subject = read_subject(order.path, order.momentum)
+    if subject.model is not None:
+        _refuse_unmendable(order.path, subject, subject.model)
     if order.source.function is not None and order.data is None:
         subject, _ = attach(subject, order.source, order.wishes, for_images=False, say=say)
     mended = _from_images(order, subject, say) if order.data is not None else _exactly(order, subject)
@@ -74,6 +78,27 @@ def repair(order: Repair, say: Callable[[str], None] = print) -> tuple[Mended, .
         say(one.line())
     say(f"wrote {order.out}; the old statistics are in {keep_old(order.out, mended)}")
     return mended
+
+
+def _check_suffix(order: Repair) -> None:
+    """Raise UsageError where the new file would bear a name that its content does not answer to."""
+    wanted = ".onnx" if order.path.suffix == ".onnx" else ".safetensors"
+    if order.out.suffix != wanted:
+        raise UsageError(f"--out {order.out}: {order.path} is repaired as {wanted}; name the new file so")
+
+
+def _refuse_unmendable(path: Path, subject: Subject, model: onnx.ModelProto) -> None:
+    """Raise FileRefused for a graph that new statistics would not mend."""
+    if training := training_norms(model):
+        raise FileRefused(
+            f"{path}: {named(tuple(training))} in training mode, which reads no running statistics; nothing was "
+            "written: call `model.eval()` and export again"
+        )
+    if nested := tuple(layer.name for layer in subject.layers if layer.nested):
+        raise FileRefused(
+            f"{path}: {named(nested)} in a branch or a loop of the graph (If, Loop, Scan), where statistics are not "
+            "mended; nothing was written: repair the checkpoint, and export that"
+        )
 
 
 def _exactly(order: Repair, subject: Subject) -> tuple[Mended, ...]:

@@ -30,6 +30,7 @@ class Layer:
     initial_share: float | None = None
     stored_as: str = "float32"
     frozen: bool = False  # γ or β is marked as not trained
+    nested: bool = False  # in a branch or a loop of a graph, where its numbers alone are looked at
 
     @property
     def scale(self) -> Array | None:

@@ -33,12 +33,27 @@ def examine_numbers(subject: Subject) -> Iterator[Finding]:
 
 
 def warmth_note(subject: Subject) -> str | None:
-    """Return the initial share at each usual momentum, where the file counts batches and does not say its momentum."""
-    counts = [one.num_batches_tracked for one in subject.layers if one.num_batches_tracked and share_of(one) is None]
-    if not counts:
+    """Return what can be said of the initial share where the file does not tell it, None where it does."""
+    unknown = [layer for layer in subject.layers if share_of(layer) is None]
+    counts = [layer.num_batches_tracked for layer in unknown if layer.num_batches_tracked]
+    if counts:
+        shares = ", ".join(f"{initial_share(momentum, min(counts)):.2g} at {momentum}" for momentum in CANDIDATES)
+        return f"momentum unknown (--momentum M tells it): after {min(counts):,} batches the initial share is {shares}"
+    return None if subject.counts_batches else _most_left(unknown)
+
+
+def _most_left(uncounted: Iterable[Layer]) -> str | None:
+    """No variance is below the initial share, so the smallest of a file that counts no batches says how much it may be.
+
+    Layers of one file warm up together.
+    """
+    smallest = [float(layer.running_var.min()) for layer in uncounted if layer.running_var is not None]
+    if not smallest or not MOST_INITIAL < min(smallest) < np.inf:
         return None
-    shares = ", ".join(f"{initial_share(momentum, min(counts)):.2g} at {momentum}" for momentum in CANDIDATES)
-    return f"momentum unknown (--momentum M tells it): after {min(counts):,} batches the initial share is {shares}"
+    return (
+        f"ONNX counts no batches: up to {min(1.0, *smallest):.0%} of the initial statistics may be left, for no "
+        "variance is smaller; hold them against images: --data FOLDER"
+    )
 
 
 def _each(layers: Iterable[Layer], check: str, look: Callable[[Layer], str | None]) -> Iterator[Finding]:

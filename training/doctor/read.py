@@ -12,13 +12,13 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from service.artifact import MANIFEST_KEY
-from service.manifest import Manifest
+from service.manifest import Manifest, NormRecord
 from training.doctor.checkpoints import CHECKPOINTS, Checkpoint, read_checkpoint, says_it_is_corrected
-from training.doctor.graph import damaged_weights, layer_of, norm_nodes
+from training.doctor.graph import damaged_weights, layer_of, nested_norms, norm_nodes
 from training.doctor.norms import Layer, Subject
 from training.errors import FileRefused, UsageError
 from training.fitting import BEST_FILE
-from training.folding.graph_constants import Constants
+from training.folding.graph_constants import Constants, opset_of
 from training.foreign.read import load_onnx
 from training.foreign.settling import settle
 from training.run import CONFIG_FILE, read_config
@@ -49,9 +49,12 @@ def onnx_subject(path: Path, model: onnx.ModelProto, momentum: float | None = No
     """Return what a graph holds; where foldserve wrote it, its manifest tells of the layers that were folded away."""
     known = Constants.of(model)
     layers = [replace(layer_of(node, known), momentum=momentum) for node in norm_nodes(model.graph)]
-    kept = {layer.name for layer in layers}
+    nested = nested_norms(model.graph, known, opset_of(model))
+    layers += [replace(layer_of(node, inner), momentum=momentum, nested=True) for node, inner in nested]
     manifest = _manifest(model)
-    recorded = [] if manifest is None else list(_recorded(manifest, momentum, kept))
+    recorded: list[Layer] = []
+    if manifest is not None:
+        layers, recorded = _recorded(manifest, layers, momentum)
     return Subject(
         str(path),
         "ONNX graph" if manifest is None else "artifact",
@@ -156,14 +159,28 @@ def _manifest(model: onnx.ModelProto) -> Manifest | None:
         return None  # `foldserve serve` says what is wrong with it; the graph can be examined all the same
 
 
-def _recorded(manifest: Manifest, momentum: float | None, in_graph: set[str]) -> Iterator[Layer]:
-    for record in manifest.batchnorm:
-        if record.norm not in in_graph:
-            known = record.momentum if momentum is None else momentum
-            yield Layer(
-                record.norm, eps=record.eps, momentum=known, num_batches_tracked=record.num_batches_tracked,
-                initial_share=record.initial_share if momentum is None else None,
-            )  # fmt: skip
+def _recorded(manifest: Manifest, layers: list[Layer], momentum: float | None) -> tuple[list[Layer], list[Layer]]:
+    """Return the layers of the graph with what the manifest tells of them, and those that are folded away.
+
+    An exporter gives the layers that stay other names, so they are told by their order where they are as many.
+    """
+    folded = {record.norm for record in manifest.folds}
+    left = [record for record in manifest.batchnorm if record.norm not in folded]
+    if len(left) != len(layers):
+        names = {layer.name for layer in layers}
+        return layers, [_told(Layer(one.norm), one, momentum) for one in manifest.batchnorm if one.norm not in names]
+    stay = [_told(layer, record, momentum) for layer, record in zip(layers, left, strict=True)]
+    return stay, [_told(Layer(one.norm), one, momentum) for one in manifest.batchnorm if one.norm in folded]
+
+
+def _told(layer: Layer, record: NormRecord, momentum: float | None) -> Layer:
+    return replace(
+        layer,
+        eps=record.eps,
+        momentum=record.momentum if momentum is None else momentum,
+        num_batches_tracked=record.num_batches_tracked,
+        initial_share=record.initial_share if momentum is None else None,
+    )
 
 
 def _array(tensor: Tensor | None) -> NDArray[np.float64] | None:

@@ -11,8 +11,9 @@ NAMED = 4  # so many layers are named; --json has them all
 
 def as_text(report: Report) -> str:
     """Return the report in plain lines: what, where, why it matters, what to do."""
-    folded = f" and {report.folded} folded ones" if report.folded else ""
-    lines = [f"{report.path}: {report.kind}, {report.layers} BatchNorm layers{folded}"]
+    folded = f", {report.folded} of them folded away" if report.folded else ""
+    layers = plural(report.layers, "BatchNorm layer")
+    lines = [f"{report.path}: {report.kind}, {layers}{folded}"]
     lines += [f"note     {note}" for note in report.notes]
     for finding in report.findings:
         lines += _finding(finding)
@@ -24,10 +25,11 @@ def summary(report: Report) -> str:
     """Return the counts in one line."""
     if not report.findings:
         return "healthy: nothing found"
-    return f"{_plural(len(report.errors), 'error')}, {_plural(len(report.warnings), 'warning')}"
+    return f"{plural(len(report.errors), 'error')}, {plural(len(report.warnings), 'warning')}"
 
 
-def _plural(count: int, word: str) -> str:
+def plural(count: int, word: str) -> str:
+    """Return a count with its word."""
     return f"{count} {word}" + ("" if count == 1 else "s")
 
 

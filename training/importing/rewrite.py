@@ -1,5 +1,7 @@
 """The changes to a foreign graph, one at a time, on a copy: head, batch, entry. Each leaves what it computes alone."""
 
+from collections.abc import Iterable
+
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper, shape_inference
@@ -7,7 +9,7 @@ from onnx import TensorProto, helper, numpy_helper, shape_inference
 from service.artifact import INPUT_NAME, OUTPUT_NAME
 from service.preprocessing import Preprocessing
 from training.errors import FileRefused
-from training.folding.graph_constants import Constants
+from training.folding.graph_constants import Constants, graphs_inside, names_read_inside
 from training.foreign.read import inputs_of
 from training.importing.interface import Interface
 
@@ -87,10 +89,7 @@ def with_entry(model: onnx.ModelProto, interface: Interface, spec: Preprocessing
     if given.name != INPUT_NAME and INPUT_NAME in {name for node in graph.node for name in (*node.input, *node.output)}:
         raise FileRefused(f"a tensor inside the graph is called {INPUT_NAME}; rename it and try again")
     nodes, consumer = _entry_nodes(model, interface, spec)
-    for node in graph.node:
-        for index, name in enumerate(node.input):
-            if name == given.name:
-                node.input[index] = consumer
+    _read_instead(graph.node, given.name, consumer)
     graph.input.remove(given)
     shape: list[str | int | None] = [BATCH, *spec.size, spec.channels]
     graph.input.insert(0, helper.make_tensor_value_info(INPUT_NAME, TensorProto.UINT8, shape))
@@ -101,10 +100,18 @@ def with_entry(model: onnx.ModelProto, interface: Interface, spec: Preprocessing
     return model
 
 
+def _read_instead(nodes: Iterable[onnx.NodeProto], old: str, new: str) -> None:
+    """Let everything that reads `old` read `new`, branches and loop bodies too; ONNX lets no name mean two things."""
+    for node in nodes:
+        node.input[:] = [new if name == old else name for name in node.input]
+        for inner in graphs_inside([node]):
+            _read_instead(inner.node, old, new)
+
+
 def _entry_nodes(model: onnx.ModelProto, interface: Interface, spec: Preprocessing) -> tuple[list[onnx.NodeProto], str]:
     """Return the nodes that go in, and the name that takes the old input's place."""
     graph = model.graph
-    readers = [node for node in graph.node if interface.input_name in node.input]
+    readers = [node for node in graph.node if interface.input_name in (*node.input, *names_read_inside([node]))]
     skips = interface.channels_last and len(readers) == 1 and _is_to_planes(readers[0])  # Keras: its own transpose
     planes_first = skips or not interface.channels_last
     nodes, last = [], INPUT_NAME

@@ -4,6 +4,7 @@ import json
 import pickle
 import re
 import sys
+import warnings
 from pathlib import Path
 
 import onnx
@@ -104,6 +105,23 @@ def test_a_pickled_module_is_refused_with_the_mend(tmp_path: Path, capsys):
     assert "state_dict()" in capsys.readouterr().err
 
 
+def test_a_torchscript_archive_is_refused_without_the_advice_to_run_it(tmp_path: Path, capsys):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # TorchScript is old, and in use
+        torch.jit.save(torch.jit.trace(network(), torch.zeros(1, 3, 12, 12)), tmp_path / "script.pt")
+    assert main(["inspect", str(tmp_path / "script.pt")]) == 1
+    refusal = capsys.readouterr().err
+    assert "TorchScript archive, which holds code, and was not run" in refusal
+    assert "weights_only" not in refusal
+
+
+@pytest.mark.parametrize("content", [b"hello", b"PK\x03\x04 cut short"])
+def test_a_file_that_is_no_checkpoint_is_refused_in_words(tmp_path: Path, capsys, content: bytes):
+    (tmp_path / "other.pt").write_bytes(content)
+    assert main(["inspect", str(tmp_path / "other.pt")]) == 1
+    assert re.search(r"is not a sound checkpoint \([^0-9]{20,100}\); save it again\n$", capsys.readouterr().err)
+
+
 def _external(folder: Path) -> Path:
     return Graph().write(folder, save_as_external_data=True, location="w.data", size_threshold=0)
 
@@ -171,9 +189,10 @@ def test_a_bad_file_is_refused_in_one_line(tmp_path: Path, capsys, damage, words
     assert re.search(words, captured.err)
 
 
-def test_a_momentum_that_cannot_be_is_wrong_usage(tmp_path: Path, capsys):
+@pytest.mark.parametrize("momentum", ["1.5", "0", "x", "nan"])
+def test_a_momentum_that_cannot_be_is_wrong_usage(tmp_path: Path, capsys, momentum: str):
     with pytest.raises(SystemExit) as stop:
-        main(["inspect", str(tmp_path / "x.onnx"), "--momentum", "1.5"])
+        main(["inspect", str(tmp_path / "x.onnx"), "--momentum", momentum])
     assert stop.value.code == 2
     assert "PyTorch's sense" in capsys.readouterr().err
     assert "torch" in sys.modules

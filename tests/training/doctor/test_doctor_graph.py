@@ -9,7 +9,9 @@ from foreign_support import FILTERS, Graph, network, torch_export
 from onnx import TensorProto, helper
 
 from benchmarks.fold_sketch import Sketch
+from service.artifact import MANIFEST_KEY
 from training.doctor.examine import inspect
+from training.doctor.read import onnx_subject
 from training.packaging import Exported
 
 HEALTHY = {"unfolded"}  # a BatchNorm behind a convolution is what these graphs are about
@@ -113,8 +115,37 @@ def test_two_batchnorms_with_one_set_of_statistics_are_named(tmp_path: Path):
     assert finding.where == ("again", "norm")
 
 
+def test_a_file_that_counts_no_batches_says_how_much_of_the_start_may_be_left(tmp_path: Path):
+    least = Graph(values={"var": np.linspace(0.7, 3, FILTERS)}).write(tmp_path)
+    (note,) = inspect(least).notes
+    assert note.startswith("ONNX counts no batches: up to 70% of the initial statistics may be left")
+    assert inspect(Graph(values={"var": np.linspace(0.05, 3, FILTERS)}).write(tmp_path)).notes == ()
+
+
+def test_a_statistic_that_is_not_finite_is_one_finding(tmp_path: Path):
+    report = inspect(Graph(values={"mean": np.full(FILTERS, np.nan)}).write(tmp_path))
+    assert [finding.where for finding in report.errors] == [("norm",)]
+
+
 def test_a_file_of_foldserves_own_says_what_was_folded(exported: Exported):
     report = inspect(exported.folder / "model.onnx")
+    assert report.layers == len(exported.manifest.batchnorm)
     assert report.folded == len(exported.manifest.folds)
     assert report.errors == ()
     assert report.kind == "artifact"
+
+
+def test_a_layer_that_stays_under_the_exporters_name_is_counted_once_with_what_the_manifest_tells(exported: Exported):
+    model = onnx.load(exported.folder / "model.onnx")
+    first, manifest = exported.manifest.batchnorm[0], exported.manifest
+    folds = tuple(record for record in manifest.folds if record.norm != first.norm)
+    entry = next(one for one in model.metadata_props if one.key == MANIFEST_KEY)
+    entry.value = manifest.model_copy(update={"folds": folds}).model_dump_json()
+    sizes = {"g": 1.5, "b": 0.5, "m": 0.25, "v": 0.75}
+    model.graph.initializer.extend(
+        onnx.numpy_helper.from_array(np.full(2, value, np.float32), name) for name, value in sizes.items()
+    )
+    model.graph.node.append(helper.make_node("BatchNormalization", ["x", *sizes], ["y"], name="node_42"))
+    layers = onnx_subject(exported.folder, model).layers
+    assert sorted(layer.name for layer in layers) == sorted(["node_42", *(one.norm for one in manifest.batchnorm[1:])])
+    assert layers[0].num_batches_tracked == first.num_batches_tracked

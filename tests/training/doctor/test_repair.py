@@ -19,6 +19,7 @@ from training.doctor.examine import inspect
 from training.doctor.mending import is_worse
 from training.doctor.read import read_subject
 
+STATE = ".safetensors"
 UPDATES = 15  # 0.9^15 = 21 % of the start is left
 
 
@@ -94,6 +95,33 @@ def test_a_file_that_exists_is_not_written_over(cold, capsys):
     path, _ = cold
     assert main(["repair", str(path), "--out", str(path), "--momentum", "0.1"]) == 2
     assert "exists" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("kind", "wanted"), [("onnx", ".safetensors"), ("pt", ".safetensors"), ("safetensors", ".onnx")]
+)
+def test_a_new_file_does_not_bear_the_name_of_another_kind(tmp_path: Path, cold, capsys, kind: str, wanted: str):
+    path = Graph().write(tmp_path) if wanted == ".onnx" else cold[0]
+    out = tmp_path / f"mended.{kind}"
+    assert main(["repair", str(path), "--out", str(out), "--momentum", "0.1", "--updates", "9"]) == 2
+    assert f"is repaired as {wanted}" in capsys.readouterr().err
+    assert not out.exists()
+
+
+def test_a_graph_in_training_mode_is_not_repaired(tmp_path: Path, capsys):
+    path = Graph(training_mode=True).write(tmp_path)
+    out = tmp_path / "mended.onnx"
+    assert main(["repair", str(path), "--out", str(out), "--momentum", "0.1", "--updates", "9"]) == 1
+    assert "norm in training mode, which reads no running statistics" in capsys.readouterr().err
+    assert not out.exists()
+
+
+@pytest.mark.parametrize("updates", ["-3", "0", "many"])
+def test_a_number_of_updates_that_cannot_be_is_wrong_usage(tmp_path: Path, capsys, updates: str):
+    with pytest.raises(SystemExit) as stop:
+        main(["repair", "x.onnx", "--out", str(tmp_path / "y.onnx"), "--momentum", "0.1", "--updates", updates])
+    assert stop.value.code == 2
+    assert "expected the number of training batches, 1 or more" in capsys.readouterr().err
 
 
 def test_old_statistics_that_were_kept_before_are_not_written_over(tmp_path: Path, cold, capsys):
