@@ -80,7 +80,9 @@ class Layer(Step):
         if not change.affine.is_uniform and change.axis != self._channel_axis(place):
             raise Stays(f"it works on another axis than the channels of {self.name}, or on one that is not known")
         affine = change.affine
-        if place == "before" and affine.shift.any() and (self.pads_zeros or self.transposed):
+        if place == "before" and affine.shift.any() and self.transposed:
+            raise Stays(f"at the border of {self.name}, a transposed convolution, a shift before it arrives unevenly")
+        if place == "before" and affine.shift.any() and self.pads_zeros:
             raise Stays(f"{self.name} pads with zeros, which a shift before it would have to spare")
         fold = affine_after if place == "after" else affine_before
         try:

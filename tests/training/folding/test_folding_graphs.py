@@ -144,6 +144,14 @@ def test_an_output_before_the_batchnorm_stays_what_it_was():
     assert "used elsewhere" in report.kept[0].reason
 
 
+def test_a_shift_before_a_transposed_convolution_stays_with_the_reason_that_is_true():
+    s = Sketch()
+    (kept,) = fold_graph(s.model(s.conv(s.norm("images"), transposed=True))).report.kept
+    assert kept.reason.endswith(
+        "at the border of convtranspose1, a transposed convolution, a shift before it arrives unevenly"
+    )
+
+
 def test_a_weight_that_half_precision_cannot_hold_is_not_made():
     s = Sketch()
     s.constants["gamma"] = np.full(6, 6e4)
