@@ -34,7 +34,8 @@ Imports nothing of foldserve, so that every room may raise from it.
 """
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 
 class FoldserveError(Exception):
@@ -174,3 +175,12 @@ def nearest(name: str, known: Iterable[str]) -> str:
     """Return " (did you mean …?)" for the known name closest to `name`, or nothing: the end of many a message."""
     close = difflib.get_close_matches(name, list(known), n=1)
     return f" (did you mean {close[0]}?)" if close else ""
+
+
+def fault_in(fault: Mapping[str, Any], known: Iterable[str]) -> str:
+    """Return in words what pydantic found at one entry of a JSON document; `known` are those that may be there."""
+    where = ".".join(str(part) for part in fault["loc"])
+    if fault["type"] != "extra_forbidden":
+        return f"{where}: {fault['msg']}" if where else str(fault["msg"])
+    names = list(known)
+    return f"{where}: it is not known{nearest(str(fault['loc'][-1]), names)}; known are {', '.join(names)}"

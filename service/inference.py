@@ -187,7 +187,7 @@ class Service:
         return deployment.opened(version if version is not None else deployment.plan.choose(request_id))
 
     async def load(self, name: str, version: int | None = None, rollout: Rollout | None = None) -> None:
-        """Bring a model to what its serving.json says, or `rollout`; with a `version`, that one becomes stable.
+        """Bring a model to what its serving.json says, but for what `rollout` names; with a `version`, that is stable.
 
         So does every process of the crew, once it has succeeded in this one.
         Raises ModelNotFound, NotReady, or LoadFailed; then what was served is served still.

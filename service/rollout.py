@@ -12,7 +12,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from service.artifact import versions
-from service.errors import ArtifactError
+from service.errors import ArtifactError, fault_in
 
 SERVING_FILE = "serving.json"
 
@@ -41,6 +41,15 @@ class Rollout(BaseModel):
             also=tuple(sorted(plan.also)),
         )
 
+    def over(self, other: "Rollout") -> "Rollout":
+        """Return `other` with every entry that was named here, be it as null, in its place."""
+        return other.model_copy(update={name: getattr(self, name) for name in self.model_fields_set})
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether every entry was named, so that nothing is left to a file."""
+        return self.model_fields_set == Rollout.model_fields.keys()
+
     def plan(self, present: list[int]) -> "Plan":
         """Return the plan for the versions that are there, ascending.
 
@@ -54,7 +63,9 @@ class Rollout(BaseModel):
         if missing := sorted(plan.versions - set(present)):
             raise ArtifactError(f"version {', '.join(map(str, missing))} is not there; there are {present}")
         if stable in {self.canary, self.shadow}:
-            raise ArtifactError(f"version {stable} cannot be stable and canary or shadow at once")
+            raise ArtifactError(
+                f"version {stable} cannot be stable and canary or shadow at once; name another, or null for none"
+            )
         return plan
 
 
@@ -92,9 +103,7 @@ def read_rollout(folder: Path) -> Rollout:
     except OSError as error:
         raise ArtifactError(f"{path} cannot be read: {error.strerror}") from None
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise ArtifactError(f"{path}: {where or 'JSON'}: {first['msg']}") from None
+        raise ArtifactError(f"{path}: {fault_in(error.errors()[0], Rollout.model_fields)}") from None
 
 
 def write_rollout(folder: Path, rollout: Rollout) -> None:

@@ -64,7 +64,7 @@ class Roster:
             raise LoadFailed(f"model {name} could not be loaded: {error}{kept}") from error
 
     async def bring(self, name: str, version: int | None, rollout: Rollout | None, opener: Opener) -> Deployment:
-        """Serve a model as its serving.json says, or `rollout`; with a `version`, that one becomes stable.
+        """Serve a model as its serving.json says, but for what `rollout` names; with a `version`, that one is stable.
 
         Raises ModelNotFound, NotReady where the service ends meanwhile, and as `deploy`.
         """
@@ -72,7 +72,8 @@ class Roster:
         present = versions(folder) if MODEL_NAME.fullmatch(name) else []
         if not present:
             raise ModelNotFound(f"the repository has no model {name[:100]}")
-        asked = rollout or read_rollout(folder)
+        asked = rollout if rollout is not None and rollout.is_complete else read_rollout(folder)
+        asked = asked if rollout is None else rollout.over(asked)
         if version is not None:
             asked = asked.model_copy(update={"stable": version})
         old = self._deployments.get(name)

@@ -186,6 +186,8 @@ class LoadParameters(BaseModel):
 class LoadBody(BaseModel):
     """The body of a load call."""
 
+    model_config = ConfigDict(extra="forbid")
+
     parameters: LoadParameters = LoadParameters()
 
 
@@ -200,11 +202,15 @@ class UnloadParameters(BaseModel):
 class UnloadBody(BaseModel):
     """The body of an unload call."""
 
+    model_config = ConfigDict(extra="forbid")
+
     parameters: UnloadParameters = UnloadParameters()
 
 
 class IndexQueryBody(BaseModel):
     """The body of an index call."""
+
+    model_config = ConfigDict(extra="forbid")
 
     ready: bool = Field(False, description="only versions that are loaded")
 

@@ -29,11 +29,15 @@ def asked(tmp_path):
             async with running(settings, Engines()) as client:
                 headers = {"authorization": f"Bearer {key}"} if with_key else {}
                 client.headers.update(headers)
-                return [await client.post(url, **options) for url, options in calls]
+                return [await client.request(method(url), url, **options) for url, options in calls]
 
         return asyncio.run(asyncio.wait_for(scenario(), 60))
 
     return ask
+
+
+def method(url: str) -> str:
+    return "GET" if url.startswith("/models") else "POST"
 
 
 def load(**parameters) -> tuple[str, dict]:
@@ -78,6 +82,24 @@ def test_a_canary_and_a_shadow_can_be_set_by_a_call(asked):
     assert rows(index) == {"1": "READY", "2": "READY"}
 
 
+def test_a_call_changes_what_it_names_and_leaves_the_rest_to_the_file(asked, tmp_path):
+    def plans(*calls) -> list[dict]:
+        pairs = [one for call in calls for one in (call, ("/models/tiny", {}))]
+        return [answer.json()["serving"] for answer in asked(*pairs)[1::2]]
+
+    TinyModel(seed=3).write(tmp_path / "models", 3)
+    wanted = {"stable": 1, "canary": 2, "canary_share": 0.25, "shadow": 3, "loaded": [1, 2, 3]}
+    (tmp_path / "models" / "tiny" / "serving.json").write_text(
+        '{"stable": 1, "canary": 2, "canary_share": 0.25, "shadow": 3}'
+    )
+
+    more, promoted, back = plans(load(canary_share=0.75), load(version=2, canary=None), load())
+
+    assert more == wanted | {"canary_share": 0.75}
+    assert promoted == wanted | {"stable": 2, "canary": None, "loaded": [2, 3]}
+    assert back == wanted
+
+
 def test_an_unloaded_model_answers_404_until_it_is_loaded(asked):
     statuses = [response.status_code for response in asked(UNLOAD, PREDICT, UNLOAD, load(), PREDICT)]
 
@@ -96,6 +118,38 @@ def test_no_name_reaches_outside_of_the_repository(asked, name):
     (response,) = asked((f"{BASE}/models/{name}/load", {}))
 
     assert response.status_code == 404
+
+
+@pytest.mark.parametrize("content_type", ["application/json", "application/x-www-form-urlencoded", "text/plain", None])
+def test_a_body_is_json_whatever_type_its_sender_gives_it(asked, content_type):
+    headers = {} if content_type is None else {"content-type": content_type}
+    loaded, answer = asked((load()[0], {"content": b'{"parameters": {"version": 2}}', "headers": headers}), PREDICT)
+
+    assert loaded.status_code == 200, loaded.text
+    assert answer.json()["version"] == 2
+
+
+@pytest.mark.parametrize(
+    ("url", "body", "words"),
+    [
+        (load()[0], {"parameters": {"verson": 2}}, "parameters.verson: it is not known (did you mean version?)"),
+        (load()[0], {"params": {"version": 2}}, "params: it is not known (did you mean parameters?)"),
+        (load()[0], {"parameters": {"canary_share": 1.5}}, "parameters.canary_share: Input should be less than"),
+        (INDEX[0], {"reddy": True}, "reddy: it is not known (did you mean ready?); known are ready"),
+        (UNLOAD[0], {"parameters": {"force": True}}, "parameters.force: it is not known; known are unload_dependents"),
+    ],
+)
+def test_a_wrong_entry_is_named_with_those_that_are_known(asked, url, body, words):
+    refused, answer = asked((url, {"json": body}), PREDICT)
+
+    assert words in assert_problem(refused, 400, "malformed-request")["detail"]
+    assert answer.json()["version"] == 1
+
+
+def test_a_body_over_the_limit_is_refused(asked):
+    (refused,) = asked((INDEX[0], {"content": b" " * (20 * 2**20 + 1)}))
+
+    assert_problem(refused, 413, "too-large")
 
 
 @pytest.mark.parametrize("body", [b"[]", b"{", b'{"parameters": {"config": "{}"}}', b'{"parameters": {"version": 0}}'])

@@ -62,3 +62,12 @@ def test_a_file_that_says_something_else_is_refused_by_name(tmp_path, content):
 
     with pytest.raises(ArtifactError, match=r"serving\.json"):
         read_rollout(tmp_path)
+
+
+def test_a_name_that_is_not_known_is_told_with_the_nearest(tmp_path):
+    (tmp_path / "serving.json").write_text('{"stabel": 1}')
+
+    with pytest.raises(
+        ArtifactError, match=r"stabel: it is not known \(did you mean stable\?\); known are stable, canary"
+    ):
+        read_rollout(tmp_path)

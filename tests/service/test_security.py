@@ -159,7 +159,10 @@ def test_predictions_may_be_public_while_admin_calls_need_a_key(models, keys):
     assert [answer.status_code for answer in answers] == [200, 401]
 
 
-def test_the_key_is_asked_for_before_a_byte_of_the_body_is_read(models, keys):
+@pytest.mark.parametrize(
+    "path", ["/predict", "/verify", "/v2/models/tiny/infer", "/v2/repository/index", "/v2/repository/models/tiny/load"]
+)
+def test_the_key_is_asked_for_before_a_byte_of_the_body_is_read(models, keys, path):
     reads = 0
     statuses = []
 
@@ -173,8 +176,9 @@ def test_the_key_is_asked_for_before_a_byte_of_the_body_is_read(models, keys):
 
     async def scenario():
         settings = Settings(models=models, device="cpu", mode="off", api_keys_file=keys[0])
+        scope = predict_scope() | {"path": path, "raw_path": path.encode()}
         async with running(settings, Engines()) as client:
-            await asyncio.wait_for(client._transport.app(predict_scope(), receive, send), 10)
+            await asyncio.wait_for(client._transport.app(scope, receive, send), 10)
 
     asyncio.run(scenario())
 
