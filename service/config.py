@@ -123,7 +123,9 @@ class Settings(BaseSettings):
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least severe line to log")
     log_format: Literal["text", "json"] = Field("text", description="log lines for people, or one JSON object a line")
     log_requests: Literal["none", "errors", "all"] = Field(
-        "errors", description="requests that get a log line: errors are those answered with 500 and above, but for 503"
+        "errors",
+        description="requests that get a log line: errors are those answered with 500 and above, but for 503, and for "
+        "504, which share one every 10 s",
     )
     otlp_endpoint: str | None = Field(
         None,

@@ -4,7 +4,7 @@ import logging
 import random
 import re
 from collections.abc import Callable, Iterable
-from time import perf_counter
+from time import monotonic, perf_counter
 from typing import Literal
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -18,6 +18,8 @@ REASON = "foldserve.reason"  # in the scope: the name of the problem that is the
 REQUEST_ID = re.compile(rb"[A-Za-z0-9._:/+=@-]{1,128}")
 TRACE_PARENT = re.compile(rb"(?!ff)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}(-.*)?")
 
+LATE = 504
+LATE_EVERY_S = 10.0  # between two lines about deadlines that passed; each is counted in the metrics
 ASKING = frozenset({"POST", "PUT"})  # the methods of requests that a model answers
 
 HeadersOf = Callable[[Scope], Iterable[tuple[bytes, bytes]]]
@@ -40,6 +42,7 @@ class ObserveRequests:
         self._headers_of = headers_of
         # Seeded by the system, which would otherwise be asked at each request, without the interpreter's lock.
         self._ids = random.Random()  # noqa: S311 - an id is no secret
+        self._late, self._late_told = 0, -LATE_EVERY_S
         self._is_told = {"none": _never, "errors": _is_our_fault, "all": _always}[log_requests]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -71,6 +74,8 @@ class ObserveRequests:
         if scope["method"] in ASKING and (classifier := scope.get("state", {}).get("classifier")) is not None:
             classifier.metrics.request(seconds, is_ok=status < 400)
         self._tracing.answered(route, status, reason)
+        if status == LATE and self._is_told is _is_our_fault:
+            self._count_late()
         if self._is_told(status):
             fields = {"method": scope["method"], "route": route, "status": status, "reason": reason}
             fields["milliseconds"] = round(1000 * seconds, 3)
@@ -78,9 +83,19 @@ class ObserveRequests:
             values = (scope["method"], route, status, reason, 1000 * seconds)
             logger.log(logging.ERROR if _is_our_fault(status) else logging.INFO, text, *values, extra={FIELDS: fields})
 
+    def _count_late(self) -> None:
+        """Warn of late answers with their number, at once of the first and then at most every LATE_EVERY_S."""
+        self._late += 1
+        now = monotonic()
+        if now - self._late_told >= LATE_EVERY_S:
+            text = "%d requests got 504 since the last such line: their deadlines passed before they could be answered"
+            logger.warning(text, self._late, extra={FIELDS: {"status": LATE, "count": self._late}})
+            self._late, self._late_told = 0, now
+
 
 def _is_our_fault(status: int) -> bool:
-    return status >= 500 and status != 503  # not ready is a state, and its probes would fill the log
+    # Not ready is a state, whose probes would fill the log. A deadline is the caller's, and a crowd misses thousands.
+    return status >= 500 and status not in {503, LATE}
 
 
 def _always(_: int) -> bool:

@@ -63,7 +63,9 @@ class InferParameters(BaseModel):
     """Parameters of the whole request; others are ignored, as the protocol allows."""
 
     binary_data_output: bool = False
-    timeout: int | None = Field(None, ge=1, description="deadline in microseconds, at most the service's own")
+    timeout: int | None = Field(
+        None, ge=0, description="deadline in microseconds, at most the service's own; 0, as in Triton, names none"
+    )
     priority: int = Field(0, ge=0, description="0 the default, 1 high, 2 normal, 3 and above low")
 
 

@@ -163,7 +163,7 @@ def _timed_again(subject: Subject, kept: Certificate, store: CertificateStore, r
     if not doubtful:
         return kept
     report("measuring again what was measured on a busy machine", 0.0)
-    timed = costs_of(subject.engine.run, doubtful, subject.artifact.golden.pixels)
+    timed = costs_of(subject.engine.run, doubtful, subject.artifact.golden.pixels, is_again=True)
     better = before | {shape: cost.better(before[shape]) for shape, cost in timed.items()}
     measured = kept.measured.model_copy(update={"costs": cost_records(better)})
     renewed = kept.model_copy(update={"measured": measured})

@@ -22,7 +22,8 @@ Run = Callable[[NDArray[np.uint8], int], NDArray[np.float32]]  # images (batch_s
 FEWEST, MOST = 3, 9  # runs of each shape; the more the shorter they are
 LONG_S = 0.05  # a shape that has taken so long has been timed often enough
 PATIENCE_ROUNDS = 12  # after so many it is no passing disturbance
-PATIENCE_S = 3.0  # nor after so long: a host that is never calm pays this at each start
+PATIENCE_S = 3.0  # nor after so long
+AGAIN_S = 1.0  # and so long where there is a measurement already: a host that is never calm pays this at each start
 CALM_SHARE = 0.05  # of a run's time, spent waiting for cores by all threads together: below what a plan hangs on
 
 
@@ -56,31 +57,37 @@ def costs_of(
     shapes: Sequence[Shape],
     real: NDArray[np.uint8],
     *,
+    is_again: bool = False,
     waits: Callable[[], Waits] = waits_s,
     clock: Callable[[], float] = time.perf_counter,
 ) -> dict[Shape, Cost]:
-    """Time shapes on `real` images, uint8 (n, height, width, channels): all in turn, until each has had calm runs."""
+    """Time shapes on `real` images, uint8 (n, height, width, channels): all in turn, until each has had calm runs.
+
+    What is measured again, to be held against what there is, need be run but once, and is given up sooner.
+    """
+    fewest, patience_s = (1, AGAIN_S) if is_again else (FEWEST, PATIENCE_S)
     batches = {shape: np.resize(real, (shape.batch_size, *real.shape[1:])) for shape in shapes}
     for shape, batch in batches.items():
         run(batch, shape.threads)  # the first makes sessions and plans
     costs: dict[Shape, Cost] = {}
     spent_s = dict.fromkeys(shapes, 0.0)
     started, rounds = clock(), 0
-    while pending := [one for one in shapes if _needs_more(costs.get(one), spent_s[one], rounds, clock() - started)]:
+
+    def needs_more(shape: Shape) -> bool:
+        cost = costs.get(shape)
+        if cost is None or rounds < fewest:
+            return True
+        if not cost.is_calm:
+            return rounds < PATIENCE_ROUNDS and clock() - started < patience_s
+        return rounds < MOST and spent_s[shape] < LONG_S
+
+    while pending := [one for one in shapes if needs_more(one)]:
         for shape in pending:
             cost = _once(lambda: run(batches[shape], shape.threads), waits, clock)  # noqa: B023 - called at once
             spent_s[shape] += cost.seconds
             costs[shape] = cost.better(costs.get(shape))
         rounds += 1
     return costs
-
-
-def _needs_more(cost: Cost | None, spent_s: float, rounds: int, elapsed_s: float) -> bool:
-    if cost is None or rounds < FEWEST:
-        return True
-    if not cost.is_calm:
-        return rounds < PATIENCE_ROUNDS and elapsed_s < PATIENCE_S
-    return rounds < MOST and spent_s < LONG_S
 
 
 def _once(work: Callable[[], object], waits: Callable[[], Waits], clock: Callable[[], float]) -> Cost:

@@ -103,10 +103,11 @@ async def model_config(name: str, request: Request, service: ServiceDependency, 
 @keyed.post(VERSION + "/infer", openapi_extra={"requestBody": REQUEST_BODY})
 async def infer(name: str, request: Request, service: ServiceDependency, version: str = "") -> Response:
     """Give the logits of pixels or of encoded images; one bad image fails the request, which the protocol demands."""
-    terms = terms_of(request.headers, service.settings, since_last_byte_s=partial(since_last_byte_s, request))
+    waited = partial(since_last_byte_s, request)
+    terms, arrived = terms_of(request.headers, service.settings, since_last_byte_s=waited), time.monotonic() - waited()
     with lease(request, service, name, _number(version)) as classifier:
         classifier.check_room()
-        arrived, started = time.monotonic(), perf_counter()
+        started = perf_counter()
         with service.receiving(expected_bytes(request, service.settings)):
             body = await read_body(request, service.settings, terms.deadline)
             asked = await asyncio.to_thread(
@@ -153,7 +154,7 @@ def _priority(asked: InferRequest, terms: Terms) -> Priority:
 
 def _timeout_s(service: Service, asked: InferRequest) -> float:
     limit = service.settings.request_timeout_s
-    return limit if asked.timeout_us is None else min(limit, asked.timeout_us * MICRO)
+    return min(limit, asked.timeout_us * MICRO) if asked.timeout_us else limit
 
 
 def _logits(outcome: Answered | ServiceError) -> Any:

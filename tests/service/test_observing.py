@@ -108,6 +108,18 @@ def test_by_default_only_requests_that_we_failed_get_a_line(models):
     assert [(entry["status"], entry["level"]) for entry in told] == [(500, "error")]
 
 
+def test_late_answers_share_a_warning_however_many_they_are(models):
+    engines = Engines()
+    with log_lines() as stream, serving(Settings(models=models, device="cpu", mode="off"), engines) as ask:
+        engines.opened[0].close_gate()
+        statuses = [ask("POST", "/predict", content=IMAGE, headers={"x-request-timeout-ms": "1"}) for _ in range(5)]
+    assert [answer.status_code for answer in statuses] == [504] * 5
+
+    (told,) = [entry for entry in entries(stream) if entry["logger"] == "service.observing"]
+    assert (told["level"], told["status"], told["count"]) == ("warning", 504, 1)
+    assert "1 requests got 504" in told["message"]
+
+
 def test_a_line_for_people_ends_with_the_id(models):
     with log_lines(form="text") as stream, serving(Settings(models=models, device="cpu", log_requests="all")) as ask:
         ask("GET", "/healthz", headers={"x-request-id": "mine"})

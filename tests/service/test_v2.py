@@ -7,6 +7,7 @@ import json
 import zlib
 from pathlib import Path
 
+import httpx
 import numpy as np
 import pytest
 from hypothesis import example, given, settings
@@ -16,6 +17,7 @@ from support import Engines, assert_problem, encode, random_pixels, running
 
 from service.config import Settings
 from service.errors import MalformedRequest, TooLarge
+from service.routes.connection import SINCE_LAST_BYTE
 from service.tensors import parse_infer
 
 PIXELS = random_pixels(3, seed=5)
@@ -164,6 +166,30 @@ def test_a_timeout_in_the_request_is_its_deadline(models):
             return late
 
     assert_problem(asyncio.run(scenario()), 504, "deadline-exceeded")
+
+
+@pytest.mark.parametrize(
+    ("parameters", "headers"), [({"timeout": 200_000}, {}), ({}, {"x-request-timeout-ms": "200"})], ids=["v2", "header"]
+)
+def test_both_ways_to_name_a_deadline_count_from_the_last_byte(models, parameters, headers):
+    async def scenario():
+        async with running(Settings(models=models, device="cpu", mode="off", lanes=1), Engines()) as client:
+            app = client._transport.app
+
+            async def waited(scope, receive, send):
+                await app(scope | {SINCE_LAST_BYTE: lambda: 0.3}, receive, send)
+
+            async with httpx.AsyncClient(transport=httpx.ASGITransport(waited), base_url="http://service") as late:
+                asked = body([1, 8, 8, 3], "UINT8", [0] * 192, parameters=parameters)
+                return await late.post(INFER, json=asked, headers=headers)
+
+    assert_problem(asyncio.run(scenario()), 504, "deadline-exceeded")
+
+
+def test_a_timeout_of_zero_names_no_deadline(ask):
+    answer = ask("POST", INFER, json=body([1, 8, 8, 3], "UINT8", [0] * 192, parameters={"timeout": 0}))
+
+    assert answer.status_code == 200, answer.text
 
 
 @settings(max_examples=300, deadline=None)

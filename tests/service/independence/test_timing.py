@@ -9,7 +9,7 @@ import pytest
 from support import random_pixels
 
 from service.engine import Shape
-from service.independence.timing import CALM_SHARE, FEWEST, PATIENCE_ROUNDS, Cost, costs_of, waits_s
+from service.independence.timing import AGAIN_S, CALM_SHARE, FEWEST, PATIENCE_ROUNDS, Cost, costs_of, waits_s
 
 ONE, TWO = Shape(1, 1), Shape(1, 2)
 REAL = random_pixels(3)
@@ -31,9 +31,9 @@ class Machine:
         self.waiting += lost
         return np.zeros((len(images), 1), np.float32)
 
-    def measure(self, shapes: tuple[Shape, ...] = (ONE, TWO)) -> dict[Shape, Cost]:
+    def measure(self, shapes: tuple[Shape, ...] = (ONE, TWO), *, is_again: bool = False) -> dict[Shape, Cost]:
         waits = (lambda: {"1": self.waiting}) if self._counts else dict
-        return costs_of(self.run, shapes, REAL, waits=waits, clock=lambda: self.now)
+        return costs_of(self.run, shapes, REAL, is_again=is_again, waits=waits, clock=lambda: self.now)
 
 
 def test_a_neighbour_who_comes_and_goes_changes_no_cost():
@@ -67,6 +67,15 @@ def test_a_long_run_is_not_repeated_beyond_patience():
     machine.measure()
 
     assert machine.runs.count(TWO) == 1 + FEWEST
+
+
+def test_what_is_measured_again_is_given_up_after_a_second_and_run_once_at_least():
+    short, long = Machine({ONE: 0.08, TWO: 0.08}, busy=10**6), Machine({ONE: 1.0, TWO: 5.0}, busy=10**6)
+
+    assert not short.measure((TWO,), is_again=True)[TWO].is_calm
+    assert short.now - 2 * 0.08 < AGAIN_S + 2 * 0.08  # but for the run that warms up, and the last one's end
+    long.measure((TWO,), is_again=True)
+    assert long.runs == [TWO, TWO]
 
 
 def test_where_the_kernel_keeps_no_count_the_least_of_several_has_to_do():
