@@ -7,6 +7,7 @@ import json
 import logging
 import math
 import os
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -19,6 +20,9 @@ from service.errors import ConfigurationError, nearest
 ENVIRONMENT_PREFIX = "FOLDSERVE_"
 ARITHMETIC_PREFIXES = ("NVIDIA_TF32", "CUBLAS", "CUDNN", "CUDA_", "ORT_", "OMP_", "MKL_")
 READ_ELSEWHERE = frozenset({"FOLDSERVE_DATA"})  # where training finds data sets
+
+ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/\s?#@]+")  # RFC 6454, section 6.2: no path, not even a slash
+ADDRESS = re.compile(r"https?://[^/\s]+\S*")
 
 RequestedForm = Literal["auto", "exact", "float"]
 
@@ -142,6 +146,21 @@ class Settings(BaseSettings):
     def _split_origins(cls, value: object) -> object:
         return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
 
+    @field_validator("cors_origins")
+    @classmethod
+    def _check_origins(cls, origins: tuple[str, ...]) -> tuple[str, ...]:
+        for one in origins:
+            if one != "*" and not ORIGIN.fullmatch(one):
+                raise ValueError(f"{one[:100]} is not an origin; write it as a browser sends it: https://a.example")
+        return origins
+
+    @field_validator("otlp_endpoint")
+    @classmethod
+    def _check_endpoint(cls, endpoint: str | None) -> str | None:
+        if endpoint is not None and not ADDRESS.fullmatch(endpoint):
+            raise ValueError(f"{endpoint[:100]} is no address; write it as https://host:4318/v1/traces")
+        return endpoint
+
     @model_validator(mode="after")
     def _one_request_fits(self) -> Self:
         if self.max_images > self.max_queue_size:
@@ -236,5 +255,7 @@ def _explain(error: ValidationError, flags: dict[str, Any]) -> str:
             continue
         name = str(problem["loc"][0])
         where = f"--{name.replace('_', '-')}" if name in flags else ENVIRONMENT_PREFIX + name.upper()
-        lines.append(f"{where} = {problem['input']}: {problem['msg'][0].lower()}{problem['msg'][1:]}")
+        text = problem["msg"].removeprefix("Value error, ")
+        given = ",".join(problem["input"]) if isinstance(problem["input"], tuple) else problem["input"]
+        lines.append(f"{where} = {given}: {text[0].lower()}{text[1:]}")
     return "; ".join(lines)

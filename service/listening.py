@@ -44,7 +44,9 @@ def listen(settings: Settings) -> socket.socket:
     except OSError as error:
         listener.close()
         where = f"{settings.host}:{settings.port}"
-        raise AddressUnavailable(f"cannot listen on {where}: {error.strerror}; choose another with --port") from None
+        raise AddressUnavailable(
+            f"cannot listen on {where}: {error.strerror}; choose another with --host or --port"
+        ) from None
     listener.setblocking(False)
     return listener
 

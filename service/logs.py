@@ -32,6 +32,8 @@ def configure(level: str, form: Literal["text", "json"] = "text") -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonLines() if form == "json" else TextLines(FORMAT))
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
+    # Its warnings tell of what a client sent, which the client is told; a crowd of them would fill the log.
+    logging.getLogger("python_multipart").setLevel(logging.ERROR)
     logging.getLogger("uvicorn").setLevel(max(logging.WARNING, logging.getLogger().level))  # we say what it says
 
 

@@ -204,6 +204,8 @@ def encode_decoded(pixels: Pixels, spec: Preprocessing) -> bytes:
 
 
 def _open(encoded: bytes, accepted: Accepted) -> Image.Image:
+    if not encoded:
+        raise UnsupportedFormat("the image has no bytes: an empty file or part was sent")
     Image.MAX_IMAGE_PIXELS = None  # Pillow's own limit is for all of a process and warns first; ours follows below
     try:
         image = Image.open(io.BytesIO(encoded), formats=accepted.formats)

@@ -214,6 +214,8 @@ def _base64(data: Any) -> list[bytes]:
 
 
 def _pixels(data: Any) -> Pixels:
+    if data is None or data == []:
+        return np.empty(0, np.uint8)  # its count tells more than its type
     try:
         values = np.asarray(data)
     except (ValueError, OverflowError):

@@ -11,7 +11,7 @@ import numpy as np
 from fastapi import APIRouter, Request, Response
 
 from service.classifier import Answered, Classifier
-from service.errors import MalformedRequest, ServiceError
+from service.errors import InvalidImage, MalformedRequest, ServiceError, TooLarge, UnsupportedFormat
 from service.inference import Service
 from service.queueing import Priority
 from service.routes import ServiceDependency, choose_classifier, lease
@@ -26,6 +26,16 @@ from service.tensors import INPUT, OUTPUT, InferBody, InferRequest, infer_answer
 
 HEADER_LENGTH = "Inference-Header-Content-Length"
 MICRO = 1e-6
+# In Triton's words; its schedule_policy is the parameters `priority` and `timeout`.
+EXTENSIONS = [
+    "binary_tensor_data",
+    "classification",
+    "model_configuration",
+    "model_repository",
+    "model_repository(unload_dependents)",
+    "schedule_policy",
+    "statistics",
+]
 REQUEST_BODY = {
     "required": True,
     "content": {
@@ -57,8 +67,7 @@ async def is_ready(service: ServiceDependency) -> Response:
 @router.get("")
 async def server_metadata() -> dict[str, Any]:
     """Name, version and the extensions of the protocol that work here."""
-    extensions = ["binary_tensor_data", "classification", "model_configuration", "statistics"]
-    return {"name": "foldserve", "version": version_of("foldserve"), "extensions": extensions}
+    return {"name": "foldserve", "version": version_of("foldserve"), "extensions": EXTENSIONS}
 
 
 @keyed.get(MODEL + "/ready", response_class=Response)
@@ -74,9 +83,10 @@ async def model_is_ready(name: str, request: Request, service: ServiceDependency
 async def model_metadata(name: str, request: Request, service: ServiceDependency, version: str = "") -> dict[str, Any]:
     """Describe the input and the output; encoded images as BYTES [n] are taken too."""
     model = find(request, service, name, version).model
+    loaded = [model.version] if version else sorted(service.deployment(name).plan.versions)
     return {
         "name": model.name,
-        "versions": [str(model.version)],
+        "versions": [str(one) for one in loaded],
         "platform": "onnxruntime_onnx",
         "inputs": [{"name": INPUT, "datatype": "UINT8", "shape": [-1, *_size(model.manifest.preprocessing)]}],
         "outputs": [{"name": OUTPUT, "datatype": "FP32", "shape": [-1, len(model.manifest.labels)]}],
@@ -119,7 +129,7 @@ async def infer(name: str, request: Request, service: ServiceDependency, version
             outcomes = await while_connected(request, work)
     settle(classifier, outcomes)
     with classifier.metrics.timed("encode"):
-        return _respond(classifier, asked, np.stack([_logits(outcome) for outcome in outcomes]))
+        return _respond(classifier, asked, np.stack([_logits(*one) for one in enumerate(outcomes)]))
 
 
 def find(request: Request, service: Service, name: str, version: str) -> Classifier:
@@ -157,7 +167,9 @@ def _timeout_s(service: Service, asked: InferRequest) -> float:
     return min(limit, asked.timeout_us * MICRO) if asked.timeout_us else limit
 
 
-def _logits(outcome: Answered | ServiceError) -> Any:
+def _logits(index: int, outcome: Answered | ServiceError) -> Any:
+    if isinstance(outcome, TooLarge | UnsupportedFormat | InvalidImage):
+        raise type(outcome)(f"image {index}: {outcome}")
     if isinstance(outcome, ServiceError):
         raise outcome
     return outcome.logits

@@ -156,3 +156,18 @@ def test_a_setting_that_is_on_by_default_can_be_switched_off_by_a_flag():
     flags = [vars(parser.parse_args(["serve", *words]))["share_identical"] for words in ([], ["--no-share-identical"])]
 
     assert flags == [None, False]
+
+
+@pytest.mark.parametrize(
+    ("setting", "wrong", "right"),
+    [
+        ("cors_origins", "evil", "https://a.example,http://localhost:3000,*"),
+        ("cors_origins", "https://a.example/", "https://a.example"),
+        ("otlp_endpoint", "collector:4318", "http://collector:4318/v1/traces"),
+    ],
+)
+def test_an_address_that_can_never_be_one_is_refused_with_a_right_one(setting, wrong, right):
+    assert Settings.load(**{setting: right})
+    with pytest.raises(ConfigurationError, match=r"^--[a-z-]+ = .*; write it as .*https://") as caught:
+        Settings.load(**{setting: wrong})
+    assert "alue error" not in str(caught.value)

@@ -108,6 +108,14 @@ def test_by_default_only_requests_that_we_failed_get_a_line(models):
     assert [(entry["status"], entry["level"]) for entry in told] == [(500, "error")]
 
 
+def test_a_body_that_cannot_be_read_leaves_no_line_but_the_requests_own(models):
+    headers = {"content-type": "multipart/form-data; boundary=B"}
+    with log_lines() as stream, serving(Settings(models=models, device="cpu", log_requests="all")) as ask:
+        assert ask("POST", "/predict", content=b"no multipart", headers=headers).status_code == 400
+
+    assert [one["logger"] for one in entries(stream) if "request_id" in one] == ["service.observing"]
+
+
 def test_late_answers_share_a_warning_however_many_they_are(models):
     engines = Engines()
     with log_lines() as stream, serving(Settings(models=models, device="cpu", mode="off"), engines) as ask:

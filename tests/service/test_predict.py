@@ -225,3 +225,4 @@ def test_an_empty_image_among_good_ones_is_only_its_own_error(ask):
 
     assert answer[0]["label"]
     assert answer[1]["error"]["status"] == 415
+    assert "no bytes" in answer[1]["error"]["detail"]

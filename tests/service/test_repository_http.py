@@ -37,7 +37,7 @@ def asked(tmp_path):
 
 
 def method(url: str) -> str:
-    return "GET" if url.startswith("/models") else "POST"
+    return "GET" if url.startswith(("/models", "/v2/models")) else "POST"
 
 
 def load(**parameters) -> tuple[str, dict]:
@@ -98,6 +98,13 @@ def test_a_call_changes_what_it_names_and_leaves_the_rest_to_the_file(asked, tmp
     assert more == wanted | {"canary_share": 0.75}
     assert promoted == wanted | {"stable": 2, "canary": None, "loaded": [2, 3]}
     assert back == wanted
+
+
+def test_the_protocols_metadata_name_the_versions_that_can_be_asked_for(asked):
+    _, both, one = asked(load(canary=2), ("/v2/models/tiny", {}), ("/v2/models/tiny/versions/2", {}))
+
+    assert both.json()["versions"] == ["1", "2"]
+    assert one.json()["versions"] == ["2"]
 
 
 def test_an_unloaded_model_answers_404_until_it_is_loaded(asked):

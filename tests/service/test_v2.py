@@ -147,7 +147,16 @@ def test_the_limit_of_images_holds(ask):
 def test_one_bad_image_fails_the_request_with_its_own_error(ask):
     content, headers = binary(framed([FILES[0], b"no image"]), [2], "BYTES")
 
-    assert assert_problem(ask("POST", INFER, content=content, headers=headers), 415, "unsupported-format")["error"]
+    problem = assert_problem(ask("POST", INFER, content=content, headers=headers), 415, "unsupported-format")
+    assert problem["error"].startswith("image 1: ")
+
+
+@pytest.mark.parametrize("data", [{"data": []}, {}], ids=["empty", "absent"])
+def test_pixels_that_were_not_sent_are_counted_and_not_called_wrong(ask, data):
+    tensor = {"name": "image", "shape": [1, 8, 8, 3], "datatype": "UINT8", **data}
+
+    problem = assert_problem(ask("POST", INFER, json={"inputs": [tensor]}), 400, "malformed-request")
+    assert problem["detail"] == "image holds 0 values, its shape says 192"
 
 
 @pytest.mark.parametrize("path", ["dog", "tiny/versions/2", "dog/ready", "dog/config"])
