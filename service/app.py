@@ -36,6 +36,7 @@ from service.metrics import Metrics
 from service.observing import REASON, ObserveRequests, route_of
 from service.routes import (
     CERTIFICATE_HEADER,
+    GUARANTEE_HEADER,
     certificate_headers,
     extensions,
     models,
@@ -54,8 +55,14 @@ from service.tracing import Tracing, open_tracing
 DESCRIPTION = "Image classification whose answers do not depend on what else is in the batch."
 CORS: dict[str, Any] = {
     "allow_methods": ["GET", "POST", "PUT"],
-    "allow_headers": ["Authorization", "Content-Type", "X-API-Key"],
-    "expose_headers": [CERTIFICATE_HEADER, "Retry-After"],
+    "allow_headers": [
+        *("Authorization", "Content-Type", "If-None-Match", "X-API-Key", "traceparent"),
+        *("X-Request-Id", "X-Request-Priority", "X-Request-Timeout-Ms", "Inference-Header-Content-Length"),
+    ],
+    "expose_headers": [
+        *(CERTIFICATE_HEADER, GUARANTEE_HEADER, "ETag", "Retry-After", "X-Request-Id"),
+        "Inference-Header-Content-Length",
+    ],
 }
 
 logger = logging.getLogger(__name__)

@@ -1,10 +1,12 @@
 """What is said of each request: its id, its count, its log line, its trace. One bare ASGI layer around the app."""
 
+import asyncio
 import logging
 import random
 import re
 from collections.abc import Callable, Iterable
-from time import monotonic, perf_counter
+from contextvars import Context
+from time import perf_counter
 from typing import Literal
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -34,7 +36,13 @@ class ObserveRequests:
     """
 
     def __init__(
-        self, app: ASGIApp, metrics: Metrics, tracing: Tracing, log_requests: Which, headers_of: HeadersOf
+        self,
+        app: ASGIApp,
+        metrics: Metrics,
+        tracing: Tracing,
+        log_requests: Which,
+        headers_of: HeadersOf,
+        late_every_s: float = LATE_EVERY_S,
     ) -> None:
         self._app = app
         self._metrics = metrics
@@ -42,7 +50,7 @@ class ObserveRequests:
         self._headers_of = headers_of
         # Seeded by the system, which would otherwise be asked at each request, without the interpreter's lock.
         self._ids = random.Random()  # noqa: S311 - an id is no secret
-        self._late, self._late_told = 0, -LATE_EVERY_S
+        self._late, self._late_every_s, self._is_told_of_late = 0, late_every_s, False
         self._is_told = {"none": _never, "errors": _is_our_fault, "all": _always}[log_requests]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -84,13 +92,19 @@ class ObserveRequests:
             logger.log(logging.ERROR if _is_our_fault(status) else logging.INFO, text, *values, extra={FIELDS: fields})
 
     def _count_late(self) -> None:
-        """Warn of late answers with their number, at once of the first and then at most every LATE_EVERY_S."""
+        """Warn of late answers with their number: of the first at once, of those after it together."""
         self._late += 1
-        now = monotonic()
-        if now - self._late_told >= LATE_EVERY_S:
-            text = "%d requests got 504 since the last such line: their deadlines passed before they could be answered"
+        if not self._is_told_of_late:
+            self._tell_of_late()
+
+    def _tell_of_late(self) -> None:
+        self._is_told_of_late = self._late > 0
+        if self._late:
+            text = "answers of 504, whose deadlines passed before they could be given, since the last such line: %d"
             logger.warning(text, self._late, extra={FIELDS: {"status": LATE, "count": self._late}})
-            self._late, self._late_told = 0, now
+            self._late = 0
+            loop = asyncio.get_running_loop()
+            loop.call_later(self._late_every_s, self._tell_of_late, context=Context())  # of no request by name
 
 
 def _is_our_fault(status: int) -> bool:

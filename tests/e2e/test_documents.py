@@ -23,6 +23,18 @@ def shown_calls() -> Iterator[tuple[str, str]]:
         yield from SHOWN_CALL.findall(text)
 
 
+def test_each_threat_points_to_tests_that_exist():
+    rows = [line for line in (ROOT / "SECURITY.md").read_text().splitlines() if line.startswith("| ")][1:]
+    file = ""
+    for row in rows:
+        pointers = re.findall(r"`((?:tests/[\w/]+\.py)?(?:::\w+)?)`", row)
+        assert pointers, row
+        for pointer in pointers:
+            named, _, test = pointer.partition("::")
+            file = named or file
+            assert not test or f"def {test}(" in (ROOT / file).read_text(), f"{file} has no {test}"
+
+
 def nearly(shown: object) -> object:
     """Return `shown` with its fractions loosened: NumPy's exponentials differ in the last bits between processors."""
     if isinstance(shown, dict):

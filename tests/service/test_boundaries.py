@@ -32,6 +32,25 @@ def test_only_the_origins_that_are_named_may_call(models):
     assert "access-control-allow-origin" not in stranger.headers
 
 
+def test_a_named_origin_may_send_and_read_every_header_that_is_documented(models):
+    asked = (
+        "authorization, if-none-match, traceparent, x-api-key, x-request-id, x-request-priority, x-request-timeout-ms"
+    )
+
+    async def scenario():
+        settings = Settings(models=models, device="cpu", mode="off", cors_origins=ORIGIN["origin"])
+        async with running(settings, Engines()) as client:
+            preflight = {**PREFLIGHT, "access-control-request-headers": asked}
+            return await client.options("/predict", headers=preflight), await client.get("/info", headers=ORIGIN)
+
+    before, answer = asyncio.run(scenario())
+
+    assert before.status_code == 200, before.text
+    exposed = answer.headers["access-control-expose-headers"].lower()
+    for name in ("etag", "foldserve-certificate", "foldserve-guarantee", "retry-after", "x-request-id"):
+        assert name in exposed
+
+
 @pytest.mark.parametrize("path", ["/", "/page/page.js", "/page/page.css"])
 def test_the_page_and_its_files_carry_security_headers(ask, path):
     headers = ask("GET", path).headers

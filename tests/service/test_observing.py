@@ -14,11 +14,13 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import SpanKind, StatusCode
 from PIL import Image
-from support import GOLDEN_IMAGES, Engines, encode, random_pixels, running, serving, until
+from support import GOLDEN_IMAGES, Engines, encode, predict_scope, random_pixels, running, serving, until
 
 from service import logs
 from service.app import create_app
 from service.config import Settings
+from service.metrics import Metrics
+from service.observing import ObserveRequests
 from service.tracing import Tracing, open_tracing
 
 IMAGE = encode(Image.fromarray(random_pixels(1, seed=41)[0]), "PNG")
@@ -125,7 +127,27 @@ def test_late_answers_share_a_warning_however_many_they_are(models):
 
     (told,) = [entry for entry in entries(stream) if entry["logger"] == "service.observing"]
     assert (told["level"], told["status"], told["count"]) == ("warning", 504, 1)
-    assert "1 requests got 504" in told["message"]
+
+
+def test_late_answers_after_the_first_are_told_together_and_with_no_requests_name():
+    async def late(scope, receive, send):
+        await send({"type": "http.response.start", "status": 504, "headers": []})
+
+    async def ignore(_):
+        pass
+
+    async def scenario(stream):
+        layer = ObserveRequests(late, Metrics(), open_tracing(None), "errors", lambda _: (), late_every_s=0.02)
+        for _ in range(4):
+            await layer(predict_scope(), ignore, ignore)
+        await until(lambda: len(entries(stream)) == 2, "a second line")
+        return entries(stream)
+
+    with log_lines(level="warning") as stream:
+        first, rest = asyncio.run(scenario(stream))
+
+    assert ("request_id" in first, first["count"]) == (True, 1)
+    assert ("request_id" in rest, rest["count"]) == (False, 3)
 
 
 def test_a_line_for_people_ends_with_the_id(models):
