@@ -83,6 +83,10 @@ def _mosec(site: Site, python: str) -> Launch:
     return _peer(site, [*command, "--log-level", "error"], Request("/inference", site.network.image(), "image/*"))
 
 
+def _bare(site: Site, python: str) -> Launch:
+    return _peer(site, [python, "serve_bare.py"], Request("/", site.network.image(), "image/*"))
+
+
 def _litserve(site: Site, python: str) -> Launch:
     body = json.dumps({"image": b64encode(site.network.image()).decode()}).encode()
     return _peer(site, [python, "serve_litserve.py"], Request("/predict", body, "application/json"))
@@ -130,12 +134,19 @@ OURS: dict[str, Launcher] = {
     "foldserve, float, 2 workers": foldserve("float", "--workers", "2"),
     "foldserve, exact, 2 workers": foldserve("exact", "--workers", "2"),
 }
-OTHERS: dict[str, Launcher] = {"mosec": _mosec, "litserve": _litserve, "bentoml": _bentoml, "mlserver": _mlserver}
+FLOOR = "bare"  # no server, but what one in Python cannot go below
+OTHERS: dict[str, Launcher] = {
+    FLOOR: _bare,
+    "mosec": _mosec,
+    "litserve": _litserve,
+    "bentoml": _bentoml,
+    "mlserver": _mlserver,
+}
 
 
 def find_python(name: str, pythons: Sequence[str]) -> str | None:
-    """Return the first of `pythons` in which a server is installed; our own runs in this one."""
-    if name in OURS:
+    """Return the first of `pythons` in which a server is installed; our own, and the floor, run in this one."""
+    if name in {*OURS, FLOOR}:
         return sys.executable
     probe = f"import importlib.util, sys; sys.exit(importlib.util.find_spec({name!r}) is None)"
     return next((one for one in pythons if subprocess.run([one, "-c", probe], check=False).returncode == 0), None)
