@@ -198,7 +198,7 @@ async def _answer_wrong_parameter(request: Request, error: Exception) -> Respons
     assert isinstance(error, RequestValidationError)
     first = error.errors()[0]
     name = ".".join(str(part) for part in first["loc"][1:])
-    known = _parameters_of(request)
+    known = _parameters_of(request, first["loc"][0])
     told = f"it is not known here{nearest(name, known)}" if first["type"] == "extra_forbidden" else first["msg"]
     detail = f"{first['loc'][0]} parameter {name}: {told}; known parameters are {', '.join(known) or 'none'}"
     return await _answer_service_error(request, MalformedRequest(detail))
@@ -219,10 +219,10 @@ async def _answer_http_error(request: Request, error: Exception) -> Response:
     return _respond(request, document, headers)
 
 
-def _parameters_of(request: Request) -> list[str]:
+def _parameters_of(request: Request, place: str) -> list[str]:
     path = getattr(request.scope.get("route"), "path", "")
     operation = request.app.openapi()["paths"].get(path, {}).get(request.method.lower(), {})
-    return [one["name"] for one in operation.get("parameters", []) if one["in"] != "header"]
+    return [one["name"] for one in operation.get("parameters", []) if one["in"] == place]
 
 
 def _methods_at(request: Request) -> list[str]:

@@ -39,6 +39,14 @@ class PredictQuery(BaseModel):
     receipt: bool = Field(False, description="add a receipt, which /verify replays")
 
 
+class ModelQuery(BaseModel):
+    """Query parameters of /models/{name}; an unknown one is an error, or a misspelt version would show another."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    version: int | None = Field(None, ge=1, description="which version, of those that are loaded [the stable one]")
+
+
 class ImagesBody(BaseModel):
     """The JSON form of a request."""
 

@@ -8,10 +8,8 @@ from service.repository import Model
 from service.rollout import Plan
 from service.routes import ServiceDependency, choose_classifier
 from service.routes.access import require_predict
-from service.schemas import FlipBody, ModelBody, ModelDetailBody, ModelsBody, ServingBody, ShadowBody
+from service.schemas import FlipBody, ModelBody, ModelDetailBody, ModelQuery, ModelsBody, ServingBody, ShadowBody
 from service.shadow import Shadow
-
-Version = Annotated[int | None, Query(ge=1, description="which version, of those that are loaded [the stable one]")]
 
 router = APIRouter(tags=["models"], dependencies=[require_predict])
 
@@ -24,11 +22,11 @@ async def list_models(service: ServiceDependency) -> ModelsBody:
 
 @router.get("/models/{name}")
 async def show_model(
-    name: str, request: Request, service: ServiceDependency, version: Version = None
+    name: str, request: Request, service: ServiceDependency, query: Annotated[ModelQuery, Query()]
 ) -> ModelDetailBody:
     """Show a model: labels, preprocessing, what was folded, BatchNorm health, provenance."""
     deployment = service.deployment(name)
-    classifier = choose_classifier(request, service, name, version)
+    classifier = choose_classifier(request, service, name, query.version)
     model = classifier.model
     described = model.manifest.model_dump(exclude={"schema_version", "name", "labels", "pixels"})
     return ModelDetailBody(

@@ -8,7 +8,7 @@ import httpx
 import pytest
 from PIL import Image
 from prometheus_client.parser import text_string_to_metric_families
-from support import Engines, TinyModel, encode, random_pixels, serving, until
+from support import Engines, TinyModel, assert_problem, encode, random_pixels, serving, until
 
 from service.app import create_app
 from service.config import Settings
@@ -70,6 +70,13 @@ def test_a_model_is_shown_with_what_its_file_says(ask):
     assert shown.preprocessing == TinyModel().spec
     assert shown.golden_images == 8
     assert 0 <= shown.golden_difference <= TinyModel().golden().tolerance
+
+
+def test_a_misspelt_version_shows_no_other_one(ask):
+    detail = assert_problem(ask("GET", "/models/tiny?verison=2"), 400, "malformed-request")["detail"]
+
+    assert "verison: it is not known here (did you mean version?)" in detail
+    assert detail.endswith("known parameters are version")
 
 
 def test_info_tells_build_device_limits_and_digests(ask):
