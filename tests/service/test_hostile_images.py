@@ -29,9 +29,12 @@ def test_a_truncated_image_is_invalid(kind):
         decode(encoded[: len(encoded) // 2], GRAY)
 
 
-@pytest.mark.parametrize(
-    "text", [b"", b"hello", b"<svg xmlns='http://www.w3.org/2000/svg'/>", b"%PDF-1.7", b"\0" * 4096]
-)
+def test_nothing_at_all_is_named_as_such():
+    with pytest.raises(UnsupportedFormat, match="no bytes"):
+        decode(b"", GRAY)
+
+
+@pytest.mark.parametrize("text", [b"hello", b"<svg xmlns='http://www.w3.org/2000/svg'/>", b"%PDF-1.7", b"\0" * 4096])
 def test_what_is_no_image_is_an_unsupported_format(text):
     with pytest.raises(UnsupportedFormat, match="JPEG, PNG, WEBP, GIF, BMP, TIFF, AVIF"):
         decode(text, GRAY)
