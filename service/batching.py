@@ -2,11 +2,10 @@
 
     admit ── turn ── submit ── queue ── a free lane takes its share ── run_batch in a thread ── each caller
 
-A batch forms while every lane is busy; an idle lane never waits for company unless told to. Where runs are
-short, a busy lane has a full batch at hand, and need not wait for the event loop between the two. An item whose callers
-have all gone or whose deadlines have passed is dropped before it costs a run. Items of one key are run once for all who
-ask while one is in flight. A batch that fails is run again item by item, so that only the culprit fails. Shutdown
-drains.
+A batch forms while every lane is busy; an idle lane never waits for company unless told to. Where runs are short, a
+busy lane has a full batch at hand, and need not wait for the event loop between the two. An item whose callers have
+all gone or whose deadlines have passed is dropped before it costs a run. Items of one key are run once for all who ask
+while one is in flight. A batch that fails is run again item by item, so that only the culprit fails. Shutdown drains.
 """
 
 import asyncio
@@ -204,6 +203,7 @@ class Batcher(Generic[Item, Result]):
                     for one in batch:
                         one.fail(InferenceFailed(ENDED))
                     raise
+            self.lookahead.advance()  # what was at hand is run now, and too few may wait to be taken
 
     async def _next_batch(self) -> list[Pending[Item, Result]]:
         while not self._can_take and not self._is_drained:

@@ -129,6 +129,39 @@ def test_who_asks_for_an_item_that_was_skipped_at_hand_is_answered_all_the_same(
     assert model.batches == [[1000], [2], [1]]
 
 
+def test_others_are_prepared_as_soon_as_what_was_at_hand_is_run():
+    second = threading.Event()
+
+    class Halting(FakeModel):
+        def run(self, items):
+            answers = super().run(items)
+            assert items != [0, 1] or second.wait(30)
+            return answers
+
+    model, prepared = Halting(), []
+
+    async def scenario():
+        async with batcher_of(model, full=2, max_batch_size=2, ahead=lambda: 3) as batcher:
+
+            async def prepare_and_submit(item):
+                turn = await batcher.lookahead.turn(deadline=batcher._clock() + 60, priority="normal")
+                prepared.append(item)
+                batcher.lookahead.end()
+                return await submit(batcher, item, turn=turn)
+
+            busy = await occupy(batcher, model)
+            asked = [asyncio.create_task(prepare_and_submit(item)) for item in range(6)]
+            await until(lambda: (batcher.lanes.at_hand, batcher.depth) == (2, 6), "two are at hand, one is prepared")
+            assert prepared == [0, 1, 2]
+            model.gate.set()
+            await until(lambda: len(prepared) >= 5, "two more are prepared while the two are run")
+            second.set()
+            await asyncio.gather(*busy, *asked)
+
+    asyncio.run(asyncio.wait_for(scenario(), 30))
+    assert model.batches[:3] == [[1000], [0, 1], [2, 3]], "2 did not run alone"
+
+
 def test_the_time_at_hand_counts_as_waiting_and_not_as_running():
     model, now, told = FakeModel(), [0.0], []
 
