@@ -20,7 +20,8 @@ from typing import Any, Self
 
 import httpx
 
-from service.errors import FoldserveError
+from service.errors import NO_BYTES, FoldserveError, UnsupportedFormat
+from service.problems import problem
 
 FIRST_PAUSE_S = 0.1  # doubled at each attempt, where the server does not say how long to wait
 RETRY_STATUS = frozenset({429, 503})
@@ -36,12 +37,12 @@ class ServerUnreachable(FoldserveError):
 
 
 class RequestRefused(FoldserveError):
-    """The service answered with a problem document (RFC 9457)."""
+    """The service answered with a problem document (RFC 9457), or would: an image without bytes is not sent."""
 
-    def __init__(self, where: str, problem: Body) -> None:
-        super().__init__(f"{where}: {problem.get('detail', problem.get('status'))}")
-        self.problem = problem
-        self.status: int = problem["status"]
+    def __init__(self, where: str, document: Body) -> None:
+        super().__init__(f"{where}: {document.get('detail', document.get('status'))}")
+        self.problem = document
+        self.status: int = document["status"]
 
     @property
     def is_about_the_image(self) -> bool:
@@ -66,6 +67,8 @@ class _Asking:
 
     def _post(self, client: httpx.Client | httpx.AsyncClient, image: Image, query: Body) -> Conversation:
         encoded = image if isinstance(image, bytes) else Path(image).read_bytes()
+        if not encoded:  # a body without a byte would say nothing of an image, and end many
+            raise RequestRefused(str(client.base_url.join("predict")), problem(UnsupportedFormat(NO_BYTES)))
         parameters = {name: value for name, value in query.items() if value is not None}
         request = client.build_request("POST", "/predict", content=encoded, params=parameters, headers=self._headers)
         return _converse(request, self._policy)

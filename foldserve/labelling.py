@@ -104,12 +104,9 @@ def _served(body: dict[str, Any], name: str | None) -> dict[str, Any]:
 
 def _read(path: Path) -> bytes:
     try:
-        encoded = path.read_bytes()
+        return path.read_bytes()
     except OSError as error:
         raise PredictionRefused(f"{path}: {error.strerror}") from None
-    if not encoded:
-        raise PredictionRefused(f"{path}: the file is empty")
-    return encoded
 
 
 def _classify(model: "Model", encoded: bytes) -> "Outcome":

@@ -37,6 +37,8 @@ import difflib
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+NO_BYTES = "the image has no bytes: an empty file or part was sent"
+
 
 class FoldserveError(Exception):
     """Its text is meant for the person who caused it: what was wrong, what was expected, what to do."""

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError, features
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from service.errors import ConfigurationError, InvalidImage, TooLarge, UnsupportedFormat
+from service.errors import NO_BYTES, ConfigurationError, InvalidImage, TooLarge, UnsupportedFormat
 
 Pixels = NDArray[np.uint8]
 Hold = Callable[[int], AbstractContextManager[None]]
@@ -205,7 +205,7 @@ def encode_decoded(pixels: Pixels, spec: Preprocessing) -> bytes:
 
 def _open(encoded: bytes, accepted: Accepted) -> Image.Image:
     if not encoded:
-        raise UnsupportedFormat("the image has no bytes: an empty file or part was sent")
+        raise UnsupportedFormat(NO_BYTES)
     Image.MAX_IMAGE_PIXELS = None  # Pillow's own limit is for all of a process and warns first; ours follows below
     try:
         image = Image.open(io.BytesIO(encoded), formats=accepted.formats)

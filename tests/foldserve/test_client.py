@@ -194,6 +194,17 @@ def test_many_images_without_blocking_come_back_in_order():
     assert script.most_at_once <= 4
 
 
+def test_an_image_without_bytes_is_refused_by_itself_and_never_sent():
+    script = Script()
+    with scripted(script) as url, Client(url) as client:
+        first, empty, last = client.predict_many([b"1", b"", b"3"])
+
+    assert (first, last) == ({"echo": "1"}, {"echo": "3"})
+    assert isinstance(empty, RequestRefused)
+    assert (empty.status, empty.problem["type"]) == (415, "urn:foldserve:problem:unsupported-format")
+    assert len(script.asked) == 2
+
+
 def test_a_refusal_that_is_about_every_image_ends_many():
     script = Script((401, {}, {"detail": "no key"}))
     with scripted(script) as url, Client(url) as client, pytest.raises(RequestRefused, match="no key"):
