@@ -16,12 +16,13 @@ from training.errors import NotFoldable
 from training.folding.module_passages import DROPOUTS
 
 SPLITS = frozenset({"chunk", "split", "tensor_split", "unbind"})
+DROPPED = frozenset({"dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout", "feature_alpha_dropout"})
 # What may give the memory of its input another name, as a method, a function of torch or an operator.
 VIEWS = frozenset({
     "view", "view_as", "reshape", "reshape_as", "flatten", "unflatten", "ravel", "squeeze", "unsqueeze", "transpose",
     "permute", "movedim", "swapaxes", "swapdims", "t", "expand", "expand_as", "broadcast_to", *SPLITS,
     "narrow", "select", "diagonal", "unfold", "getitem", "contiguous", "detach",
-    "to", "type", "float", "double", "dropout", "dropout1d", "dropout2d", "dropout3d",
+    "to", "type", "float", "double", *DROPPED,
 })  # fmt: skip
 SAME = (nn.Identity, nn.Flatten, nn.Unflatten, *DROPOUTS)
 SEEN_AS = frozenset({"T", "mT", "H", "mH", "data"})  # attributes that are views
@@ -40,6 +41,7 @@ def make_effects_plain(module: fx.GraphModule) -> None:
         changed = _changed_by(module, node)
         if changed is None:
             continue
+        changed = _kept_from_caller(module, changed)
         order = {one: place for place, one in enumerate(module.graph.nodes)}
         for alias in _aliases(module, changed) - {changed, node}:
             if any(order[user] > order[node] for user in alias.users if user not in {node, changed}):
@@ -48,26 +50,29 @@ def make_effects_plain(module: fx.GraphModule) -> None:
                     "line without changing it in place"
                 )
         changed.replace_all_uses_with(node, delete_user_cb=lambda user: order[user] > order[node])  # noqa: B023 - called now
-        if changed.op == "placeholder":
-            _keep_from_caller(module, changed, node)
 
 
-def _keep_from_caller(module: fx.GraphModule, given: fx.Node, node: fx.Node) -> None:
-    """Change a copy of the images, which are the caller's."""
-    with module.graph.inserting_before(node):
+def _kept_from_caller(module: fx.GraphModule, changed: fx.Node) -> fx.Node:
+    """Return what is changed, where it shows the images, which are the caller's, as a copy of them or a view of one."""
+    given = next((alias for alias in _aliases(module, changed) if alias.op == "placeholder"), None)
+    if given is None:
+        return changed
+    with module.graph.inserting_after(given):
         copy = module.graph.call_function(torch.clone, (given,))
-    node.replace_input_with(given, copy)
+    given.replace_all_uses_with(copy, delete_user_cb=lambda user: user is not copy)
+    return copy if changed is given else changed
 
 
 def _changed_by(module: fx.GraphModule, node: fx.Node) -> fx.Node | None:
-    """Return what a step changes in place, None where it changes nothing."""
+    """Return what a step changes in place in evaluation mode, where dropout changes nothing; None for nothing."""
     name = _name_of(node)
     changes = name.endswith("_") and not name.endswith("__") and name != "requires_grad_"
     if node.op == "call_module":
-        changes = bool(getattr(module.get_submodule(str(node.target)), "inplace", False))
+        layer = module.get_submodule(str(node.target))
+        changes = bool(getattr(layer, "inplace", False)) and not isinstance(layer, DROPOUTS)
     elif node.op == "call_function":
         of_torch = getattr(node.target, "__module__", "") != operator.and_.__module__  # and_, or_, not_ make new values
-        changes = (changes and of_torch) or node.target in AUGMENTED or _asks_for_it(node)
+        changes = (changes and of_torch) or node.target in AUGMENTED or (name not in DROPPED and _asks_for_it(node))
         written = node.kwargs.get("out")
         if isinstance(written, fx.Node):
             return written

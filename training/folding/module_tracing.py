@@ -30,11 +30,12 @@ class LayerTracer(fx.Tracer):
 def trace(model: nn.Module, example: Tensor | None) -> fx.GraphModule:
     """Return a traced float64 copy in evaluation mode, with the shapes of every value where `example` is given.
 
-    Raises NotFoldable where the network's own code cannot be traced, or the trace answers otherwise than the network.
+    Raises NotFoldable where the network's own code does not run in float64 or cannot be traced, or the trace answers
+    otherwise than the network.
     """
     network = copy.deepcopy(model).double().eval()
     few = None if example is None else example[:CHECKED].double()
-    wanted = None if few is None else _answer(network, few)
+    wanted = None if few is None else _wanted(network, few)
     for module in network.modules():
         if isinstance(module, _BatchNorm) and (_has_hooks(module) or not _computes_as_torch_does(type(module))):
             checked: Any = module
@@ -51,6 +52,14 @@ def trace(model: nn.Module, example: Tensor | None) -> fx.GraphModule:
     if example is not None:
         ShapeProp(graph).propagate(example.double())
     return graph
+
+
+def _wanted(network: nn.Module, images: Tensor) -> Any:
+    try:
+        return _answer(network, images)
+    except Exception as error:  # as where a tensor made in the model's own code is float32
+        reason = str(error).partition("\n")[0]
+        raise NotFoldable(f"the network cannot run in float64, in which it is folded: {reason}; {INSTEAD}") from error
 
 
 @torch.no_grad()

@@ -48,23 +48,46 @@ def test_a_change_in_place_whose_answer_nobody_reads_is_not_lost(change):
     folded_and_compared(aged(Statement(change, nothing)))
 
 
-def test_the_images_of_the_caller_are_left_alone():
+@pytest.mark.parametrize("shown", [lambda images: images, lambda images: images[:, :3].contiguous()])
+def test_the_images_of_the_caller_are_left_alone(shown):
     class Centred(Statement):
         def forward(self, images):
-            images.sub_(0.5)
+            images = shown(images)
+            images.sub_(0.5).div_(2)
             return super().forward(images)
 
     images = IMAGES.double()
     folded = fold(aged(Centred(nothing, nothing)), images)
     folded.module(images)
     assert torch.equal(images, IMAGES.double())
-    folded_and_compared(aged(Centred(nothing, nothing)))
+    assert len(folded_and_compared(aged(Centred(nothing, nothing))).folds) == 1
 
 
 def test_what_is_changed_through_a_view_and_read_later_is_refused():
     network = aged(Statement(lambda _, features: features.flatten(2).relu_(), nothing))
     with pytest.raises(NotFoldable, match="relu_ changes in place what conv shows too"):
         fold(network, IMAGES)
+
+
+@pytest.mark.parametrize(
+    "passed",
+    [
+        lambda _, normed: functional.dropout(normed.flatten(2), 0.5, training=False, inplace=True),
+        lambda network, normed: network.drop(normed.flatten(2)),
+    ],
+    ids=["function", "module"],
+)
+def test_dropout_in_place_changes_nothing_and_what_it_shows_may_be_read_later(passed):
+    class Twice(Statement):
+        def __init__(self):
+            super().__init__(nothing, nothing)
+            self.drop = nn.Dropout(0.5, inplace=True)
+
+        def forward(self, images):
+            normed = super().forward(images)
+            return passed(self, normed).mean(2) + normed.mean((2, 3))
+
+    assert len(folded_and_compared(aged(Twice())).folds) == 1
 
 
 def test_one_part_of_a_split_may_change_while_the_other_is_read():
@@ -103,3 +126,12 @@ def test_a_network_that_answers_otherwise_than_its_trace_is_refused():
 
     with pytest.raises(NotFoldable, match=r"answers otherwise than the network itself.*import that file"):
         fold(aged(Drawing(nothing, nothing)), IMAGES)
+
+
+def test_a_network_that_cannot_run_in_float64_is_refused_with_the_way_out():
+    class Blurred(Statement):
+        def forward(self, images):
+            return functional.conv2d(super().forward(images), torch.ones(4, 1, 3, 3), groups=4)
+
+    with pytest.raises(NotFoldable, match=r"cannot run in float64, in which it is folded: .*import that file"):
+        fold(aged(Blurred(nothing, nothing)), IMAGES)
