@@ -128,6 +128,25 @@ def build_network() -> nn.Module:
     return Network()
 
 
+class NormAct(nn.BatchNorm2d):
+    """As timm's BatchNormAct2d: it asks for a rank, which a trace keeps as a reader of the image, and activates."""
+
+    def __init__(self, features: int):
+        super().__init__(features)
+        self.drop, self.act = nn.Identity(), nn.ReLU(inplace=True)
+
+    def forward(self, features):
+        torch._assert(features.ndim == 4, "expected 4D input")
+        return self.act(self.drop(super().forward(features)))
+
+
+def build_with_activating_norms() -> nn.Module:
+    """Return the bare network, whose BatchNorm layers activate what they answer."""
+    built = Network()
+    built.bn1, built.bn2 = NormAct(8), NormAct(16)
+    return built
+
+
 def build_with_computed_weights() -> nn.Module:
     """Return a network whose weights weight and spectral norm compute, by hooks and by parametrization."""
     built = network()

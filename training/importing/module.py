@@ -31,6 +31,7 @@ from training.importing.images import folder_images, folder_material, synthetic_
 from training.importing.labels import read_labels
 from training.importing.preprocessing import Wishes, choose
 from training.normalization import batch_norms, norm_records
+from training.normalization.layers import taken_apart
 from training.packaging import Exported, check_target
 
 
@@ -79,6 +80,8 @@ def export_module(
 def load_module(function: str, checkpoint: Path, say: Callable[[str], None] = print) -> nn.Module:
     """Call the function, load the checkpoint into what it returns, examine it, and return it in evaluation mode.
 
+    A BatchNorm that also activates is returned as two layers, for the first alone folds.
+
     Raises UsageError where the function gives no module, FileRefused where the checkpoint is another network's,
     ExportRefused for the doctor's errors.
     """
@@ -89,7 +92,7 @@ def load_module(function: str, checkpoint: Path, say: Callable[[str], None] = pr
     if report.errors:
         say(as_text(report))
         raise ExportRefused(f"{checkpoint} would answer wrongly: {report.errors[0].title}; nothing was written")
-    return fit(network, found, checkpoint, function)
+    return taken_apart(fit(network, found, checkpoint, function))
 
 
 def fit(
@@ -142,7 +145,12 @@ def call_function(function: str) -> nn.Module:
 
 @torch.no_grad()
 def _classes(network: nn.Module, spec: Preprocessing) -> int:
-    answer = network(torch.zeros(2, spec.channels, *spec.size))
+    shape = (2, spec.channels, *spec.size)
+    try:
+        answer = network(torch.zeros(shape))
+    except Exception as error:  # a person's own code may raise anything
+        reason = str(error).partition("\n")[0]
+        raise FileRefused(f"the network cannot take images of shape {shape}: {reason}; is --size right?") from error
     if not isinstance(answer, torch.Tensor) or answer.ndim != 2:
         raise FileRefused("not an image classifier, because it does not return one tensor (batch, classes)")
     return int(answer.shape[1])

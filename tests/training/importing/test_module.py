@@ -1,5 +1,6 @@
 """`foldserve export PACKAGE.MODULE:FUNCTION`: a person's own network, with its checkpoint."""
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -50,6 +51,21 @@ def test_weights_that_are_computed_anew_for_each_batch_are_computed_once_and_fol
     with torch.no_grad():
         wanted = built(torch.from_numpy(pixels.transpose(0, 3, 1, 2)).float() / 255)
     assert np.abs(logits - wanted.numpy()).max() <= 1e-4 * np.abs(logits).max()
+
+
+def test_a_batchnorm_that_activates_too_folds_though_it_asks_for_a_rank(tmp_path: Path, checkpoint: Path):
+    flags = ["--checkpoint", str(checkpoint), "--size", str(SIDE)]
+    assert export(tmp_path, *flags, function="foreign_support:build_with_activating_norms") == 0
+    artifact = Artifact.load(tmp_path / "models" / "own" / "1")
+    assert [record.norm for record in artifact.manifest.folds] == ["bn1.norm", "bn2.norm"]
+
+
+def test_a_size_that_does_not_suit_the_network_is_refused_in_one_line(tmp_path: Path, checkpoint: Path, capsys):
+    assert export(tmp_path, "--checkpoint", str(checkpoint), "--size", "2") == 1
+    refusal = capsys.readouterr().err
+    assert re.fullmatch(
+        r"foldserve: the network cannot take images of shape \(2, 3, 2, 2\): .*; is --size right\?\n", refusal
+    )
 
 
 def _never_updated(state):
