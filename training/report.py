@@ -117,11 +117,13 @@ def write_result(run: Path, result: dict[str, Any]) -> None:
 
 
 def read_result(run: Path) -> dict[str, Any]:
-    """Return what came of the run. Raises RunError where it has not ended."""
+    """Return what came of the run. Raises RunError where it has not ended, or the file is none that a run writes."""
     try:
-        result: dict[str, Any] = json.loads((run / RESULT_FILE).read_text(encoding="utf-8"))
+        result = json.loads((run / RESULT_FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        raise RunError(f"{run / RESULT_FILE} is missing: the run has not ended; continue it with --resume") from None
+        result = None
+    if not isinstance(result, dict):
+        raise RunError(f"{run / RESULT_FILE} is missing: the run has not ended; continue it with --resume")
     return result
 
 

@@ -67,6 +67,14 @@ def test_a_result_of_another_state_of_the_run_is_written_anew(tmp_path: Path, fi
     assert json.loads((run / "result.json").read_text()) == again
 
 
+@pytest.mark.parametrize("content", ["{", "[]", "3"])
+def test_a_result_that_no_run_writes_is_written_anew(tmp_path: Path, finished_run: Path, content: str):
+    run = shutil.copytree(finished_run, tmp_path / "run")
+    (run / "result.json").write_text(content)
+    again = train(QUICK, run, resume=True, say=hush)
+    assert json.loads((run / "result.json").read_text()) == again
+
+
 def test_a_run_that_ended_without_its_result_still_says_how_it_was_trained(tmp_path: Path, monkeypatch):
     from training import learner, loop
 
