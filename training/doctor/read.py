@@ -162,14 +162,16 @@ def _manifest(model: onnx.ModelProto) -> Manifest | None:
 def _recorded(manifest: Manifest, layers: list[Layer], momentum: float | None) -> tuple[list[Layer], list[Layer]]:
     """Return the layers of the graph with what the manifest tells of them, and those that are folded away.
 
-    An exporter gives the layers that stay other names, so they are told by their order where they are as many.
+    An exporter gives the layers that stay other names, and the manifest has them in the order of their definition, the
+    graph in that of their use: where they are as many, they are told what the manifest tells of each alike.
     """
     folded = {record.norm for record in manifest.folds}
     left = [record for record in manifest.batchnorm if record.norm not in folded]
     if len(left) != len(layers):
         names = {layer.name for layer in layers}
         return layers, [_told(Layer(one.norm), one, momentum) for one in manifest.batchnorm if one.norm not in names]
-    stay = [_told(layer, record, momentum) for layer, record in zip(layers, left, strict=True)]
+    is_alike = len({one.model_copy(update={"norm": ""}).model_dump_json() for one in left}) == 1
+    stay = [_told(layer, left[0], momentum) for layer in layers] if is_alike else layers
     return stay, [_told(Layer(one.norm), one, momentum) for one in manifest.batchnorm if one.norm in folded]
 
 

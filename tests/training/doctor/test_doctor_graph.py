@@ -135,17 +135,39 @@ def test_a_file_of_foldserves_own_says_what_was_folded(exported: Exported):
     assert report.kind == "artifact"
 
 
-def test_a_layer_that_stays_under_the_exporters_name_is_counted_once_with_what_the_manifest_tells(exported: Exported):
+def with_layers_that_stay(exported: Exported, counts: list[int]) -> onnx.ModelProto:
+    """Return the artifact as though its first layers had not been folded, each after so many batches."""
     model = onnx.load(exported.folder / "model.onnx")
-    first, manifest = exported.manifest.batchnorm[0], exported.manifest
-    folds = tuple(record for record in manifest.folds if record.norm != first.norm)
+    manifest = exported.manifest
+    stay = {record.norm: count for record, count in zip(manifest.batchnorm, counts, strict=False)}
+    told = {
+        "folds": tuple(record for record in manifest.folds if record.norm not in stay),
+        "batchnorm": tuple(
+            record.model_copy(update={"num_batches_tracked": stay.get(record.norm, record.num_batches_tracked)})
+            for record in manifest.batchnorm
+        ),
+    }
     entry = next(one for one in model.metadata_props if one.key == MANIFEST_KEY)
-    entry.value = manifest.model_copy(update={"folds": folds}).model_dump_json()
+    entry.value = manifest.model_copy(update=told).model_dump_json()
     sizes = {"g": 1.5, "b": 0.5, "m": 0.25, "v": 0.75}
     model.graph.initializer.extend(
         onnx.numpy_helper.from_array(np.full(2, value, np.float32), name) for name, value in sizes.items()
     )
-    model.graph.node.append(helper.make_node("BatchNormalization", ["x", *sizes], ["y"], name="node_42"))
-    layers = onnx_subject(exported.folder, model).layers
-    assert sorted(layer.name for layer in layers) == sorted(["node_42", *(one.norm for one in manifest.batchnorm[1:])])
-    assert layers[0].num_batches_tracked == first.num_batches_tracked
+    for index in range(len(counts)):
+        model.graph.node.append(helper.make_node("BatchNormalization", ["x", *sizes], [f"y{index}"], f"node_{index}"))
+    return model
+
+
+def test_a_layer_that_stays_under_the_exporters_name_is_counted_once_with_what_the_manifest_tells(exported: Exported):
+    layers = onnx_subject(exported.folder, with_layers_that_stay(exported, [77])).layers
+    assert sorted(layer.name for layer in layers) == sorted(
+        ["node_0", *(one.norm for one in exported.manifest.batchnorm[1:])]
+    )
+    assert layers[0].num_batches_tracked == 77
+
+
+def test_layers_that_stay_are_told_nothing_that_may_be_another_ones(exported: Exported):
+    """The manifest has them in the order of definition, a graph in that of use."""
+    layers = onnx_subject(exported.folder, with_layers_that_stay(exported, [900, 5000])).layers
+    assert len(layers) == len(exported.manifest.batchnorm)
+    assert [layer.num_batches_tracked for layer in layers[:2]] == [None, None]
