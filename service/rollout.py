@@ -66,6 +66,10 @@ class Rollout(BaseModel):
             raise ArtifactError(
                 f"version {stable} cannot be stable and canary or shadow at once; name another, or null for none"
             )
+        if self.canary is not None and self.canary == self.shadow:
+            raise ArtifactError(
+                f"version {self.canary} cannot be canary and shadow at once; name another, or null for none"
+            )
         return plan
 
 

@@ -26,6 +26,7 @@ def test_every_version_with_a_part_is_loaded():
         (Rollout(canary=9, also=(7,)), [1], "version 7, 9 is not there"),
         (Rollout(canary=1), [1], "no version left"),
         (Rollout(stable=2, shadow=2), [1, 2], "cannot be stable and canary or shadow"),
+        (Rollout(canary=2, shadow=2), [1, 2], "cannot be canary and shadow"),
     ],
 )
 def test_a_plan_that_cannot_be_is_refused(rollout, present, words):
