@@ -24,9 +24,10 @@ def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     parser.add_argument("--models", type=Path, default=Path("models"), metavar="DIR", help="model repository [models]")
     parser.add_argument("--top-k", type=_positive, default=5, metavar="N", help="classes to list with --json [5]")
     parser.add_argument("--logits", action="store_true", help="add the raw float32 logits")
-    parser.add_argument("--json", action="store_true", help="print the body of /predict")
+    written = parser.add_mutually_exclusive_group()
+    written.add_argument("--json", action="store_true", help="print the body of /predict")
     parser.add_argument("--recursive", action="store_true", help="take the images in folders, and in theirs")
-    parser.add_argument("--csv", type=Path, metavar="FILE", help="write one row per image, as the answers come")
+    written.add_argument("--csv", type=Path, metavar="FILE", help="write one row per image, as the answers come")
     parser.add_argument("--url", help="ask the server at this address, for instance http://localhost:8000")
     parser.add_argument(
         "--api-key-file", type=Path, metavar="FILE", help="file that holds the key for --url; a flag would show it"

@@ -221,6 +221,14 @@ def test_two_models_need_a_name(images, copy):
     assert run("predict", "one.png", "--models", copy, "--model", "gray", cwd=images).returncode == 0
 
 
+def test_predict_gives_json_or_a_table_and_not_both(images, models):
+    done = run("predict", "--models", models, "one.png", "--json", "--csv", "out.csv", cwd=images)
+
+    assert done.returncode == 2
+    assert "not allowed with" in done.stderr
+    assert not (images / "out.csv").exists()
+
+
 @pytest.mark.parametrize("is_asked", [True, False])
 def test_a_folder_is_labelled_into_a_table_with_a_row_for_each_image(images, models, server, tmp_path, is_asked):
     folder = tmp_path / "photos" / "inner"
