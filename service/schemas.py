@@ -174,9 +174,10 @@ class VerifyBody(BaseModel):
 
 
 class ModelsBody(BaseModel):
-    """What is served."""
+    """What is served; `default` answers who names no model, and is null where a name is needed."""
 
     models: list[ModelBody]
+    default: str | None
 
 
 class LoadParameters(BaseModel):

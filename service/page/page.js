@@ -28,12 +28,21 @@ async function showModel() {
     find("model").textContent = (await response.json()).title;
     return [];
   }
-  const { models } = await response.json();
+  const { models, default: standard } = await response.json();
   showAccess(false);
+  offer(models, standard);
   find("model").textContent = models.length
     ? models.map((one) => `${one.name}, version ${one.version}: ${one.labels.slice(0, 12).join(", ")}${one.labels.length > 12 ? ", …" : ""}`).join(" · ")
     : "no model is ready yet";
   return models;
+}
+
+// Keeps what was chosen as long as it is served; else the model that answers who names none.
+function offer(models, standard) {
+  const names = models.map((one) => one.name);
+  const kept = names.includes(find("chosen").value) ? find("chosen").value : standard || names[0];
+  find("chosen").replaceChildren(...names.map((name) => new Option(name, name, false, name === kept)));
+  find("choice").hidden = names.length < 2;
 }
 
 function newAnswer(file) {
@@ -82,12 +91,16 @@ async function take(files) {
   const items = [...files].map((file) => [newAnswer(file), file]);
   for (const [index, [item, file]] of items.entries()) {
     find("status").textContent = `${index + 1} of ${items.length}`;
-    await predict(item, file, models[0].name);
+    await predict(item, file, find("chosen").value);
   }
   find("status").textContent = items.length === 1 ? "1 image" : `${items.length} images`;
 }
 
-find("files").addEventListener("change", (event) => take(event.target.files));
+find("files").addEventListener("change", (event) => {
+  const files = [...event.target.files];
+  event.target.value = ""; // else the same file, chosen again for another model, would be no change
+  take(files);
+});
 for (const kind of ["dragover", "dragleave", "drop"]) {
   document.addEventListener(kind, (event) => {
     event.preventDefault();

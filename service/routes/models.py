@@ -17,7 +17,11 @@ router = APIRouter(tags=["models"], dependencies=[require_predict])
 @router.get("/models")
 async def list_models(service: ServiceDependency) -> ModelsBody:
     """List the models that are served."""
-    return ModelsBody(models=[ModelBody(**_short(model)) for model in service.models()])
+    models = service.models()
+    only = models[0].name if len(models) == 1 else None
+    return ModelsBody(
+        models=[ModelBody(**_short(model)) for model in models], default=service.settings.default_model or only
+    )
 
 
 @router.get("/models/{name}")

@@ -9,6 +9,7 @@ import pytest
 from e2e_support import add_key
 from PIL import Image
 from playwright.sync_api import Page, expect, sync_playwright
+from support import TinyModel
 
 pytestmark = pytest.mark.e2e
 
@@ -77,6 +78,27 @@ def test_api_document_renders_without_another_host(page: Page, server):
     page.goto(f"{server.url}/docs")
     expect(page.locator(".opblock").first).to_be_visible()
     expect(page.locator(".opblock-summary-path").first).to_contain_text("/predict")
+
+
+def test_page_asks_the_default_model_until_another_is_chosen(start, image, tmp_path):
+    for name in ("apples", "pears"):
+        TinyModel(name=name).write(tmp_path / "models")
+    server = start("--models", str(tmp_path / "models"), "--default-model", "pears")
+    with browsing(server.url) as page:
+        expect(page.locator("#choice")).to_be_visible()
+        for name in ("pears", "apples"):
+            if name == "apples":
+                page.select_option("#chosen", name)
+            with page.expect_response(lambda response: "/predict" in response.url) as answered:
+                page.set_input_files("#files", [str(image)])
+            assert answered.value.url.endswith(f"predict?model={name}")
+            expect(page.locator("#answers tbody tr")).to_have_count(3)
+            expect(page.locator("#chosen")).to_have_value(name)
+
+
+def test_page_offers_no_choice_where_there_is_one_model(page: Page):
+    expect(page.locator("#model")).to_contain_text("tiny")
+    expect(page.locator("#choice")).to_be_hidden()
 
 
 def test_page_asks_for_no_key_where_the_service_asks_for_none(page: Page):
