@@ -187,11 +187,13 @@ def read_config_file(path: Path) -> dict[str, Any]:
     """Return the keys of a JSON or TOML file. Raises UsageError."""
     try:
         text = path.read_text(encoding="utf-8")
-        values = tomllib.loads(text) if path.suffix == ".toml" else json.loads(text)
+        values = tomllib.loads(text) if path.suffix.lower() == ".toml" else json.loads(text)
     except OSError as error:
         raise UsageError(f"{path} cannot be read: {error.strerror}") from None
     except ValueError as error:
-        kind = "TOML" if path.suffix == ".toml" else "JSON, which every file is read as that is not named *.toml"
+        kind = (
+            "TOML" if path.suffix.lower() == ".toml" else "JSON, which every file is read as that is not named *.toml"
+        )
         raise UsageError(f"{path}: {error}; expected {kind}") from None
     if not isinstance(values, dict):
         raise UsageError(f"{path}: expected keys and values")

@@ -13,7 +13,7 @@ from training.data.decoding import ImageFiles, scan, worker_count
 from training.data.parts import Dataset, Split, check_classes, hold_out, limited, neutral
 from training.errors import DataError
 
-SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif"})
+SUFFIXES = frozenset({".jpg", ".jpeg", ".jfif", ".jpe", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif"})
 TRAINING_NAMES, VALIDATION_NAMES, TEST_NAMES = ("train", "training"), ("val", "valid", "validation"), ("test",)
 DEFAULT_SIZE = 64
 NAMED_BAD_FILES = 10

@@ -90,7 +90,7 @@ def read_idx(path: Path, sha256: str | None = None) -> NDArray[np.uint8]:
     """Read an IDX file of unsigned bytes, gzipped or not. Raises DataError naming the file when it is damaged."""
     try:
         content = path.read_bytes()
-        content = gzip.decompress(content) if path.suffix == ".gz" else content
+        content = gzip.decompress(content) if path.suffix.lower() == ".gz" else content
     except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"{path} cannot be read: {error}") from None
     if sha256 is not None and hashlib.sha256(content).hexdigest() != sha256:

@@ -53,7 +53,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
     Raises FileRefused: a `.pt` is read with weights_only=True, which builds tensors and runs no code.
     """
     try:
-        found = _of_safetensors(path) if path.suffix == ".safetensors" else _of_content(path, _unpickle(path))
+        found = _of_safetensors(path) if path.suffix.lower() == ".safetensors" else _of_content(path, _unpickle(path))
     except FileNotFoundError:
         raise FileRefused(f"{path} cannot be read: no such file") from None
     except (OSError, SafetensorError, ValueError, RuntimeError, EOFError, KeyError) as error:
@@ -74,7 +74,7 @@ def says_it_is_corrected(path: Path) -> bool:
 
     `repair` wrote it, or it is a foldserve checkpoint with corrected or population statistics.
     """
-    if path.suffix != ".safetensors":
+    if path.suffix.lower() != ".safetensors":
         return False
     with safe_open(path, framework="pt") as file:
         metadata = file.metadata() or {}

@@ -82,8 +82,8 @@ def repair(order: Repair, say: Callable[[str], None] = print) -> tuple[Mended, .
 
 def _check_suffix(order: Repair) -> None:
     """Raise UsageError where the new file would bear a name that its content does not answer to."""
-    wanted = ".onnx" if order.path.suffix == ".onnx" else ".safetensors"
-    if order.out.suffix != wanted:
+    wanted = ".onnx" if order.path.suffix.lower() == ".onnx" else ".safetensors"
+    if order.out.suffix.lower() != wanted:
         raise UsageError(f"--out {order.out}: {order.path} is repaired as {wanted}; name the new file so")
 
 
@@ -188,7 +188,7 @@ def _write_state(order: Repair, mended: tuple[Mended, ...]) -> None:
                 f"{one.name}.num_batches_tracked", torch.tensor(0)
             ).clamp(min=1)
     facts = {}
-    if source.suffix == ".safetensors":
+    if source.suffix.lower() == ".safetensors":
         with safe_open(source, framework="pt") as file:
             facts = dict(file.metadata() or {})
     shares = [one.share for one in mended if one.share is not None]

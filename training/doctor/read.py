@@ -38,9 +38,9 @@ def read_subject(path: Path, momentum: float | None = None) -> Subject:
             raise UsageError(f"{path} is not a run folder: it has no {CONFIG_FILE}; name a file, or a run folder")
         best, found = path / BEST_FILE, read_config(path).bn_momentum
         return _heeded(best, state_subject(path, read_checkpoint(best), momentum or found, "run folder"))
-    if path.suffix == ".onnx":
+    if path.suffix.lower() == ".onnx":
         return onnx_subject(path, settle(load_onnx(path)), momentum)
-    if path.suffix in CHECKPOINTS:
+    if path.suffix.lower() in CHECKPOINTS:
         return _heeded(path, state_subject(path, read_checkpoint(path), momentum, "checkpoint"))
     raise UsageError(f"{path}: expected .onnx, {', '.join(CHECKPOINTS)} or a run folder")
 

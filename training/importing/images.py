@@ -7,10 +7,10 @@ from numpy.typing import NDArray
 
 from service.errors import ServiceError
 from service.preprocessing import Preprocessing, decode
+from training.data.folders import SUFFIXES
 from training.errors import DataError
 from training.exact.convert import Labelled, Material
 
-SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif"})
 CHECKED = 64
 CALIBRATION = 256  # 10³ and fewer do (Wu & Johnson 2021, arXiv 2105.07576, section 3)
 FEWEST = 8

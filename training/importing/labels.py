@@ -12,7 +12,7 @@ def read_labels(path: Path | None, classes: int) -> tuple[str, ...]:
         return tuple(str(index) for index in range(classes))
     try:
         text = path.read_text(encoding="utf-8")
-        labels = json.loads(text) if path.suffix == ".json" else text.splitlines()
+        labels = json.loads(text) if path.suffix.lower() == ".json" else text.splitlines()
     except (OSError, ValueError) as error:
         raise UsageError(f"--labels {path}: {error}") from None
     if isinstance(labels, dict):  # {"0": "tench", …}, or [wordnet id, name] pairs as Keras has them

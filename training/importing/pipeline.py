@@ -104,7 +104,7 @@ def import_model(order: Order, models: Path, *, say: Callable[[str], None] = pri
     UsageError or DataError; then nothing was written.
     """
     check_target(models, order.name)
-    if (instead := OTHERS.get(order.path.suffix)) is not None:
+    if (instead := OTHERS.get(order.path.suffix.lower())) is not None:
         raise UsageError(f"{order.path} is not an ONNX file; {instead}")
     model = load_onnx(order.path)
     subject = onnx_subject(order.path, settle(model))
