@@ -23,7 +23,8 @@ from time import perf_counter
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # or this file, whose folder comes first, would be `training`
 
-from training.config import TrainConfig, data_folders, prepare_arithmetic
+from training.config import TrainConfig
+from training.environment import data_folders, prepare_arithmetic
 from training.presets import preset
 
 prepare_arithmetic(preset("fashion-mnist"))  # before torch is loaded, as the command does

@@ -16,8 +16,9 @@ import torch
 from torch import nn
 
 from service.preprocessing import encode_png
-from training.config import TrainConfig, data_folders
+from training.config import TrainConfig
 from training.data import IdxSource
+from training.environment import data_folders
 from training.export import export
 from training.folding.modules import Folded, fold, verify
 from training.learner import Learner

@@ -8,16 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from training import reporting_commands
-from training.config import (
-    MODELS_HELP,
-    TrainConfig,
-    default_models,
-    launched_processes,
-    parse_assignments,
-    prepare_arithmetic,
-    read_config_file,
-)
+from training.config import TrainConfig, parse_assignments, read_config_file
 from training.doctor import commands as doctor
+from training.environment import MODELS_HELP, default_models, launched_processes, prepare_arithmetic
 from training.errors import UsageError
 from training.exact.commands import add_exact, exact_options
 from training.importing import commands as importing

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 import torch
 from torch import distributed
 
-from training.config import Launched, launched_processes
+from training.environment import Launched, launched_processes
 
 
 @contextmanager

@@ -5,7 +5,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from training.comparison.experiments import EXPERIMENTS, Experiment, Scale, experiment
-from training.config import parse_assignments, prepare_arithmetic
+from training.config import parse_assignments
+from training.environment import prepare_arithmetic
 from training.errors import UsageError
 
 COMPARISONS = Path("comparisons")

@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 from training_support import QUICK
 
 from training.architectures import ARCHITECTURES
-from training.config import TrainConfig, data_folders, default_models, parse_assignments, read_config_file
+from training.config import TrainConfig, parse_assignments, read_config_file
 from training.data import dataset_names
+from training.environment import data_folders, default_models
 from training.errors import UsageError
 from training.presets import PRESETS, preset
 

@@ -16,8 +16,8 @@ from torch import nn
 from training_support import QUICK, hush
 
 from training.checkpoint import load_checkpoint, read_facts
-from training.config import Launched, launched_processes
 from training.distributed import place, slow
+from training.environment import Launched, launched_processes
 from training.errors import UsageError
 from training.report import read_metrics
 from training.run import build_network, load_run, train

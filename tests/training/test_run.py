@@ -18,8 +18,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from training_support import IDX_STEMS, QUICK, StopsAfterFirstEpoch, hush, idx_bytes, idx_files, idx_source, write_idx
 
 from training import data
-from training.config import TrainConfig, prepare_arithmetic
+from training.config import TrainConfig
 from training.data import load
+from training.environment import prepare_arithmetic
 from training.errors import RunError, UsageError
 from training.loop import Batches, Normalize, evaluate
 from training.normalization import batch_norms

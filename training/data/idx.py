@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from training.config import download_folder
 from training.data.parts import TEN_DIGITS, Split, checked_targets
+from training.environment import download_folder
 from training.errors import DataError
 
 IDX_UNSIGNED_BYTE = 0x08  # the third byte of an IDX file's magic number

@@ -10,11 +10,12 @@ from numpy.typing import NDArray
 
 from service.errors import nearest
 from service.preprocessing import Preprocessing, from_pixels
-from training.config import TrainConfig, data_folders
+from training.config import TrainConfig
 from training.data import cifar, svhn
 from training.data.folders import folder_preprocessing, read_folder
 from training.data.idx import IDX_SOURCES, find_idx, read_pair
 from training.data.parts import TEN_DIGITS, Dataset, Split, concatenated, hold_out, limited, neutral
+from training.environment import data_folders
 from training.errors import DataError, UsageError
 
 FOLDER = "folder:"

@@ -3,8 +3,8 @@
 import argparse
 from pathlib import Path
 
-from training.config import MODELS_HELP, default_models
 from training.doctor.commands import add_preprocessing, wishes_of
+from training.environment import MODELS_HELP, default_models
 from training.exact.commands import add_exact, exact_options
 
 
