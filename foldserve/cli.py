@@ -2,12 +2,14 @@
 
 import argparse
 import sys
+import traceback
 from typing import NoReturn
 
 from foldserve import __version__, keys, predict
 from service import commands as serving
 from service.errors import ConfigurationError, FoldserveError, nearest
 from training import commands as training
+from training.environment import wants_tracebacks
 from training.errors import TrainingError, UsageError
 
 DONE, REFUSED, WRONG_USAGE = 0, 1, 2
@@ -38,6 +40,8 @@ def main(argv: list[str] | None = None) -> int:
     try:
         status: int = arguments.run(arguments)
     except (FoldserveError, TrainingError) as error:
+        if wants_tracebacks():
+            traceback.print_exception(error)
         print(f"foldserve: {error}", file=sys.stderr)
         return WRONG_USAGE if isinstance(error, ConfigurationError | UsageError) else REFUSED
     except ModuleNotFoundError as error:

@@ -148,7 +148,8 @@ def _export(arguments: argparse.Namespace) -> int:
     from training.packaging import check_name
 
     check_name(arguments.name)  # before the data set is read
-    for exported in _export_module(arguments) if ":" in arguments.source else _export_run(arguments):
+    is_module = ":" in arguments.source and not Path(arguments.source).is_dir()
+    for exported in _export_module(arguments) if is_module else _export_run(arguments):
         print(exported.summary)
     print(f"next: foldserve serve --models {arguments.models}")
     return 0

@@ -54,6 +54,11 @@ def prepare_arithmetic(config: TrainConfig) -> None:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 
+def wants_tracebacks() -> bool:
+    """Whether an error is shown with where it came from: FOLDSERVE_LOG_LEVEL=debug, as in the service."""
+    return os.environ.get("FOLDSERVE_LOG_LEVEL") == "debug"
+
+
 def default_models() -> Path:
     """Return the model repository where no flag names one: FOLDSERVE_MODELS, as in the service, else `models`."""
     return Path(os.environ.get("FOLDSERVE_MODELS") or "models")

@@ -14,7 +14,8 @@ from training.doctor.graph import norm_nodes
 from training.doctor.norms import Layer, Subject
 from training.errors import FileRefused, UsageError
 from training.export import OPSET, quiet
-from training.importing.module import call_function, fit
+from training.importing.module import fit
+from training.importing.own_code import call_function
 from training.importing.preprocessing import Wishes, choose
 from training.normalization import batch_norms
 from training.normalization.domains import DomainNorm, activate

@@ -1,8 +1,6 @@
 """A person's own torch module, named PACKAGE.MODULE:FUNCTION, with its checkpoint → an artifact."""
 
 import hashlib
-import importlib
-import sys
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -24,11 +22,12 @@ from training.doctor.checkpoints import Checkpoint, read_checkpoint
 from training.doctor.examine import examine
 from training.doctor.read import state_subject
 from training.doctor.text import as_text
-from training.errors import ExportRefused, FileRefused, UsageError
+from training.errors import ExportRefused, FileRefused
 from training.exact.options import ExactOptions
 from training.export import export_network
 from training.importing.images import folder_images, folder_material, synthetic_images
 from training.importing.labels import read_labels
+from training.importing.own_code import call_function, told
 from training.importing.preprocessing import Wishes, choose
 from training.normalization import batch_norms, norm_records
 from training.normalization.layers import taken_apart
@@ -125,32 +124,15 @@ def _compute_weights(network: nn.Module) -> None:
             remove_parametrizations(module, name, leave_parametrized=True)
 
 
-def call_function(function: str) -> nn.Module:
-    """Import and call what PACKAGE.MODULE:FUNCTION names; the current folder is looked in too, as Python does."""
-    module_name, _, name = function.partition(":")
-    if str(Path.cwd()) not in sys.path:
-        sys.path.insert(0, str(Path.cwd()))
-    try:
-        network: Any = getattr(importlib.import_module(module_name), name)()
-    except ModuleNotFoundError as error:
-        if error.name is None or not module_name.startswith(error.name):
-            raise
-        raise UsageError(f"{function}: there is no module {error.name} here; run where it can be imported") from None
-    except AttributeError as error:
-        raise UsageError(f"{function}: {error}") from None
-    if not isinstance(network, nn.Module):
-        raise UsageError(f"{function} returned a {type(network).__name__}, expected a torch.nn.Module")
-    return network
-
-
 @torch.no_grad()
 def _classes(network: nn.Module, spec: Preprocessing) -> int:
     shape = (2, spec.channels, *spec.size)
     try:
         answer = network(torch.zeros(shape))
     except Exception as error:  # a person's own code may raise anything
-        reason = str(error).partition("\n")[0]
-        raise FileRefused(f"the network cannot take images of shape {shape}: {reason}; is --size right?") from error
+        raise FileRefused(
+            f"the network cannot take images of shape {shape}: {told(error)}; is --size right?"
+        ) from error
     if not isinstance(answer, torch.Tensor) or answer.ndim != 2:
         raise FileRefused("not an image classifier, because it does not return one tensor (batch, classes)")
     return int(answer.shape[1])
