@@ -129,6 +129,13 @@ CHECKS = {
         "No rule shows that each operator works within one image; strict serving refuses such a graph.",
         "see the operator that is named; export it with ordinary operators",
     ),
+    "unknown-statistics": Check(
+        "warning",
+        "statistics that cannot be known from the file",
+        "They come from the state of a loop, or are computed where the graph runs: whether they are those of training, "
+        "were ever updated, or follow the batch, the file does not tell.",
+        "export with the statistics as stored weights, or examine the checkpoint",
+    ),
     "counters-disagree": Check(
         "warning",
         "layers counted different numbers of batches",

@@ -82,6 +82,7 @@ def examine_graph(model: onnx.ModelProto) -> Iterator[Finding]:
     """Yield what the graph shows."""
     yield from _modes(model)
     yield from _mixing(model)
+    yield from _unknown(model)
     yield from _neighbours(model)
     yield from _shared(model)
     yield from _frame(model)
@@ -138,6 +139,16 @@ def _mixing(model: onnx.ModelProto) -> Iterator[Finding]:
         yield finding("batch-statistics", verdict.reason, (verdict.node,))
     elif verdict.verdict == "unproven":
         yield finding("unproven", verdict.reason, (verdict.node,))
+
+
+def _unknown(model: onnx.ModelProto) -> Iterator[Finding]:
+    """Look for statistics that no constant fixes, where `_mixing` has not: it knows the main graph alone."""
+    known, opset = Constants.of(model), opset_of(model)
+    main = ((node, known) for node in norm_nodes(model.graph) if all(map(known.has, node.input[3:5])))
+    each = (one for one in chain(main, nested_norms(model.graph, known, opset)) if not _trains(one[0], opset))
+    unknown = [node_name(node) for node, inner in each if any(inner.floats(name) is None for name in node.input[3:5])]
+    if unknown:
+        yield finding("unknown-statistics", "mean or variance are no constants of the file", unknown)
 
 
 def _neighbours(model: onnx.ModelProto) -> Iterator[Finding]:
