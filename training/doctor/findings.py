@@ -244,7 +244,8 @@ CHECKS = {
     "opset": Check(
         "warning",
         "an opset outside 9 to 23",
-        "The rules of the proof and of the folding were written for those.",
+        "The rules of the proof and of the folding were written for those: independence of the batch is not proved, "
+        "and `foldserve import` refuses the file.",
         "export again with opset 20, or convert with onnx.version_converter",
     ),
     "bias-before": Check(

@@ -135,10 +135,11 @@ def _mixing(model: onnx.ModelProto) -> Iterator[Finding]:
     if any(_modes(model)) or len(inputs_of(model.graph)) != 1:
         return
     verdict = prove(model)
+    where = [verdict.node] if verdict.node else []
     if verdict.verdict == "mixed":
-        yield finding("batch-statistics", verdict.reason, (verdict.node,))
-    elif verdict.verdict == "unproven":
-        yield finding("unproven", verdict.reason, (verdict.node,))
+        yield finding("batch-statistics", verdict.reason, where)
+    elif verdict.verdict == "unproven" and (where or opset_of(model) in OPSETS):  # else `_frame` tells of the opset
+        yield finding("unproven", verdict.reason, where)
 
 
 def _unknown(model: onnx.ModelProto) -> Iterator[Finding]:

@@ -39,6 +39,7 @@ BREAKAGES = {
     "initial-statistics": Graph(values={"mean": np.full(FILTERS, 0.01), "var": np.linspace(0.95, 1.05, FILTERS)}),
     "overflow": Graph(values={"matrix": np.full((4, FILTERS), 1e6)}),
     "half-statistics": Graph(element_type=TensorProto.FLOAT16),
+    "opset": Graph(opset=24),
 }
 
 
@@ -171,3 +172,14 @@ def test_layers_that_stay_are_told_nothing_that_may_be_another_ones(exported: Ex
     layers = onnx_subject(exported.folder, with_layers_that_stay(exported, [900, 5000])).layers
     assert len(layers) == len(exported.manifest.batchnorm)
     assert [layer.num_batches_tracked for layer in layers[:2]] == [None, None]
+
+
+def test_an_operator_without_a_rule_is_named_beside_a_foreign_opset(tmp_path: Path):
+    model = Graph(opset=24).model()
+    del model.graph.node[-1].output[:]
+    model.graph.node[-1].output.append("mixed")
+    model.graph.node.append(helper.make_node("Swish", ["mixed"], ["scores"], name="new", domain="", alpha=1.0))
+    path = tmp_path / "new.onnx"
+    onnx.save(model, path)
+    named = {finding.check: finding.where for finding in inspect(path).findings}
+    assert (named["opset"], named["unproven"]) == ((), ("new",))
