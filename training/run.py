@@ -232,12 +232,18 @@ def _check_shares(config: TrainConfig) -> None:
 
 
 def _resumed(run: Path) -> TrainConfig:
-    """Return the configuration of a run that goes on. Raises RunError where what it would go on from is gone."""
-    if not (run / LAST_FILE).exists() and any((run / name).exists() for name in (BEST_FILE, RESULT_FILE)):
+    """Return the configuration of a run that goes on. Raises RunError where it cannot go on as configured."""
+    last = run / LAST_FILE
+    if not last.exists() and any((run / name).exists() for name in (BEST_FILE, RESULT_FILE)):
+        raise RunError(f"{last} is gone, and with it where the run stood; export what there is, or start anew")
+    config = read_config(run)
+    done = read_facts(last).epoch if last.exists() else 0
+    if done > config.epochs:
         raise RunError(
-            f"{run / LAST_FILE} is gone, and with it where the run stood; export what there is, or start anew"
+            f"{run / CONFIG_FILE} asks for epochs = {config.epochs}, and {done} are done; nothing was changed: with "
+            f"epochs = {done} the run ends as it is, with more it goes on"
         )
-    return read_config(run)
+    return config
 
 
 def _kept_result(run: Path, fit: Fit) -> dict[str, Any] | None:

@@ -57,6 +57,27 @@ def test_resuming_a_run_that_is_over_leaves_every_file_and_what_was_measured(tmp
     assert told[-1] == f"the run is over; {run / 'result.json'} stays as it is"
 
 
+def test_a_run_that_has_more_epochs_than_it_is_to_have_is_refused_and_loses_nothing(
+    tmp_path: Path, finished_run: Path, capsys
+):
+    run = shutil.copytree(finished_run, tmp_path / "run")
+    (run / "config.json").write_text(replace(QUICK, epochs=2).to_json())
+    before = contents(run)
+    assert main(["train", "digits", "--resume", "--out", str(run)]) == 1
+    assert "asks for epochs = 2, and 3 are done; nothing was changed: with epochs = 3" in capsys.readouterr().err
+    assert contents(run) == before
+
+
+def test_a_stopped_run_ends_as_it_is_where_no_epoch_is_left_to_it(tmp_path: Path, finished_run: Path):
+    run = shutil.copytree(finished_run, tmp_path / "run")
+    (run / "result.json").unlink()
+    before = contents(run)
+    result = train(QUICK, run, resume=True, say=hush)
+    after = contents(run)
+    assert (result["epochs"], json.loads(after["result.json"])) == (3, result)
+    assert {name: after[name] for name in before} == before
+
+
 @pytest.mark.parametrize("damage", [{"best_epoch": 9}, {"epochs": 2}, {"validation_accuracy": 1.0}, {"seconds": 0.01}])
 def test_a_result_of_another_state_of_the_run_is_written_anew(tmp_path: Path, finished_run: Path, damage: dict):
     run = shutil.copytree(finished_run, tmp_path / "run")
