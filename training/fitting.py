@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from time import perf_counter
-from typing import Any
 
 import numpy as np
 import torch
@@ -73,9 +72,7 @@ class Fit:
         restore_optimizer(path, self.learner.optimizer, tensors)
         if self.learner.average is not None:
             load_average(path, self.learner.average)
-        scale = dict(self.facts.loss_scale)
-        self.learner.skipped = int(scale.pop("skipped", 0))
-        self.learner.scaler.load_state_dict(scale)
+        self.learner.restore_loss_scale(self.facts.loss_scale)
 
     @property
     def is_over(self) -> bool:
@@ -235,7 +232,7 @@ class Fit:
 
     def _save_last(self, facts: Facts) -> None:
         self.facts = replace(self.facts, step=facts.step, tally=facts.tally)
-        scale: dict[str, Any] = {**self.learner.scaler.state_dict(), "skipped": self.learner.skipped}
+        scale = self.learner.loss_scale()
         average = None if self.learner.average is None else self.learner.average.state_dict()
         stored = replace(facts, statistics="raw", loss_scale=scale, threads=torch.get_num_threads())
         self._save(self.run / LAST_FILE, stored, optimizer_tensors(self.learner.optimizer), average)

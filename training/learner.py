@@ -5,10 +5,11 @@ not finite leaves every running statistic of the network as it was.
 """
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from itertools import product
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -57,6 +58,7 @@ class Learner:
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=arithmetic == torch.float16)
         self.average = _average(self.network, config.weight_ema)
         self.skipped = 0  # steps in a row
+        self._scale = self.scaler.get_scale()  # as it was read last: a GPU would wait for each read
         self._domains = domains
         self._arithmetic = arithmetic
         self._keeper = StatisticsKeeper(self.network)
@@ -135,6 +137,16 @@ class Learner:
         good = [outcome for outcome in outcomes if outcome is not None]
         return Outcome(sum(one.loss for one in good), sum(one.hits for one in good), sum(one.images for one in good))
 
+    def loss_scale(self) -> dict[str, Any]:
+        """Return what a checkpoint keeps of float16's loss scale, and of the steps skipped in a row."""
+        return {**self.scaler.state_dict(), "skipped": self.skipped}
+
+    def restore_loss_scale(self, kept: Mapping[str, Any]) -> None:
+        """Take up what `loss_scale` returned."""
+        self.skipped = int(kept.get("skipped", 0))
+        self.scaler.load_state_dict({name: value for name, value in kept.items() if name != "skipped"})
+        self._scale = self.scaler.get_scale()
+
     def _backward(self, batch: Batch, parts: int, *, last: bool) -> Outcome | None:
         """Add a micro-batch's gradient; None where it is not finite: no statistic has moved, no step must follow."""
         if self._domains and batch.domain >= 0:
@@ -174,10 +186,11 @@ class Learner:
         if self.config.clip_norm:
             self.scaler.unscale_(self.optimizer)
             nn.utils.clip_grad_norm_(self.network.parameters(), self.config.clip_norm)
-        before = self.scaler.get_scale()
+        before = self._scale
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        is_taken = self.scaler.get_scale() >= before
+        self._scale = self.scaler.get_scale()
+        is_taken = self._scale >= before
         if is_taken and self.average is not None:
             self.average.update_parameters(self.network)
         return is_taken

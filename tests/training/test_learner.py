@@ -97,7 +97,9 @@ def test_a_loss_that_is_not_finite_halves_the_loss_scale_though_its_gradient_is_
 def test_in_float16_a_gradient_that_overflows_is_a_skipped_step_too_and_leaves_weights_and_their_average():
     one = learner(replace(PLAIN, weight_ema=0.9), torch.float16)
     one.step([batch()], 1)
-    one.scaler.update(2.0**120)  # beyond float16 behind the first layer; the loss itself is finite
+    one.restore_loss_scale(
+        one.loss_scale() | {"scale": 2.0**120}
+    )  # beyond float16 behind the first layer; the loss itself is finite
     weights = [parameter.clone() for parameter in (*one.network.parameters(), *one.average.parameters())]
     assert one.step([batch(1)], 1).images == 8
     assert (one.skipped, one.scaler.get_scale()) == (1, 2.0**119)
@@ -108,6 +110,30 @@ def test_in_float16_a_gradient_that_overflows_is_a_skipped_step_too_and_leaves_w
         one.step([batch(1)], 1)
     with pytest.raises(Diverged, match="20 steps in a row were skipped"):
         one.step([batch(1)], 1)
+
+
+def test_in_float16_the_loss_scale_is_read_once_a_step_and_skipped_steps_are_told_all_the_same():
+    class Counting(torch.amp.GradScaler):
+        reads = 0
+
+        def get_scale(self):
+            self.reads += 1
+            return super().get_scale()
+
+    one = learner(arithmetic=torch.float16)
+    one.scaler = Counting("cpu")
+    found = [(one.step([batch(fill=fill)], 1).images, one.skipped) for fill in (None, torch.nan, torch.inf, None)]
+    assert found == [(8, 0), (0, 1), (0, 2), (8, 0)]
+    assert one.scaler.reads == 4
+
+
+def test_in_float16_a_loss_scale_that_is_taken_up_again_is_not_taken_for_one_that_was_halved():
+    stopped, resumed = learner(arithmetic=torch.float16), learner(arithmetic=torch.float16)
+    stopped.step([batch(fill=torch.nan)], 1)
+    resumed.restore_loss_scale(stopped.loss_scale())
+    assert resumed.skipped == 1
+    resumed.step([batch()], 1)
+    assert (resumed.skipped, resumed.scaler.get_scale()) == (0, 2.0**15)
 
 
 @pytest.mark.parametrize("arithmetic", [torch.bfloat16, torch.float16])
