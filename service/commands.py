@@ -139,5 +139,5 @@ def _certify(arguments: argparse.Namespace) -> int:
 
 def _show_progress(step: str, done: float) -> None:
     if sys.stderr.isatty():
-        sys.stderr.write(f"\r\033[Kprobing {100 * done:3.0f} %  {step}" if done < 1 else "\r\033[K")
+        sys.stderr.write(f"\r\033[Kprobing {done:4.0%}  {step}" if done < 1 else "\r\033[K")
         sys.stderr.flush()

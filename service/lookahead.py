@@ -15,6 +15,7 @@ from typing import Protocol
 
 from service.errors import DeadlineExceeded
 from service.queueing import OLDEST_EVERY, Pending, Priority, PriorityQueue, Waiter
+from service.wording import counted
 
 TURNS_KEPT = 64  # the pace is that of about the last eight full batches
 FEWEST_TURNS = 8  # fewer tell no pace
@@ -145,7 +146,9 @@ class Lookahead:
             if now + turns * seconds_per_turn / HOPE + way_s > pending.waiters[0].deadline:
                 self._line.remove(pending)
                 self._observer.dropped("deadline")
-                pending.fail(DeadlineExceeded(f"the answer would be too late: {turns} images come before this one"))
+                pending.fail(
+                    DeadlineExceeded(f"the answer would be too late: before this image come {counted(turns, 'other')}")
+                )
             else:
                 before += 1
 

@@ -183,7 +183,7 @@ class Opener:
     def _report_probe(self, name: str, step: str, done: float) -> None:
         if self._is_ending():  # called from the probe's own thread, which nothing else could end
             raise NotReady("shutting down", retry_after_s=1)
-        logger.info("probing %s: %s (%.0f %%)", name, step, 100 * done)
+        logger.info("probing %s: %s (%.0f%%)", name, step, 100 * done)
 
 
 def _check_clock(model: Model, certificate: Certificate | None) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 
 from service.columns import aligned
 from service.manifest import ExactRecord, FoldError, FoldRecord, KeptRecord, Manifest, Parity
+from service.wording import counted
 
 FLOAT16_MAX = 65504.0
 REAL = "real"
@@ -24,9 +25,9 @@ def parity_line(seen: Parity, kind: str = REAL) -> str:
     """Return what the check saw, in one line."""
     sizes = ", ".join(str(size) for size in seen.batch_sizes)
     return (
-        f"ONNX Runtime against unfolded float64 on {seen.images:,} {kind} images at batch {sizes}: "
+        f"ONNX Runtime against unfolded float64 on {counted(seen.images, f'{kind} image')} at batch {sizes}: "
         f"largest difference {seen.max_abs_difference:.2g} (float32 alone: {seen.float32_noise:.2g}), "
-        f"{seen.argmax_flips} labels flipped"
+        f"{counted(seen.argmax_flips, 'label')} flipped"
     )
 
 
@@ -37,9 +38,9 @@ def exact_line(record: ExactRecord | None) -> str:
     tightest = min(record.layers, key=lambda layer: layer.headroom_bits)
     judged = (
         f"accuracy {record.accuracy:.2%} against {record.float_accuracy:.2%} of the float form on "
-        f"{record.validation_images:,} validation images"
+        f"{counted(record.validation_images, 'validation image')}"
         if record.accuracy is not None
-        else f"the float form's label on {record.agreement:.2%} of {record.calibration_images} images"
+        else f"the float form's label on {record.agreement:.2%} of {counted(record.calibration_images, 'image')}"
     )
     return f"{judged}; tightest layer {tightest.name} with {tightest.headroom_bits:.1f} of 24 bits left"
 
@@ -93,9 +94,12 @@ def _origin(result: dict[str, Any]) -> tuple[tuple[str, str], ...]:
         )
     return (
         ("Data", f"{result['dataset']}: {result['split']}"),
-        ("Test accuracy", f"{result['test_accuracy']:.2%} of {result['test_images']:,} images, which chose nothing"),
+        (
+            "Test accuracy",
+            f"{result['test_accuracy']:.2%} of {counted(result['test_images'], 'image')}, which chose nothing",
+        ),
         ("Validation accuracy", f"{result['validation_accuracy']:.2%}, at epoch {result['best_epoch']}"),
-        ("Network", f"{result['architecture']}, seed {result['seed']}, {result['epochs']} epochs"),
+        ("Network", f"{result['architecture']}, seed {result['seed']}, {counted(result['epochs'], 'epoch')}"),
         ("Trained", f"{result['date']} in {result['seconds']} s on {result['device']}; {versions}"),
     )
 

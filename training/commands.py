@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from service.wording import counted
 from training import reporting_commands
 from training.config import TrainConfig, parse_assignments, read_config_file
 from training.doctor import commands as doctor
@@ -116,7 +117,8 @@ def _train(arguments: argparse.Namespace) -> int:
         return 0
     print(
         f"best epoch {result['best_epoch']} by validation ({result['validation_accuracy']:.2%}): "
-        f"test accuracy {result['test_accuracy']:.2%} of {result['test_images']:,} images, {result['seconds']} s"
+        f"test accuracy {result['test_accuracy']:.2%} of {counted(result['test_images'], 'image')}, "
+        f"{result['seconds']} s"
     )
     for domain, accuracy in result["domains"].items():
         print(f"  {domain}: test accuracy {accuracy:.2%}")
@@ -186,7 +188,7 @@ def _presets(_: argparse.Namespace) -> int:
     width = max(len(name) for name in PRESETS)
     for name, config in PRESETS.items():
         sys.stdout.write(
-            f"{name:{width}}  {config.architecture} on {config.dataset}, {config.epochs} epochs of batches of "
-            f"{config.batch_size}, peak learning rate {config.learning_rate}\n"
+            f"{name:{width}}  {config.architecture} on {config.dataset}, {counted(config.epochs, 'epoch')} of batches "
+            f"of {config.batch_size}, peak learning rate {config.learning_rate}\n"
         )
     return 0

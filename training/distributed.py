@@ -6,6 +6,7 @@ from contextlib import contextmanager
 import torch
 from torch import distributed
 
+from service.wording import counted
 from training.environment import Launched, launched_processes
 
 
@@ -42,7 +43,7 @@ def place(launched: Launched, gpus: int) -> tuple[int, str]:
 def slow(launched: Launched, gpus: int) -> str:
     """Say that sums take the CPU, and how they would not."""
     return (
-        f"{launched.local_world_size} processes on this machine see {gpus} GPU{'s' * (gpus != 1)}: sums go through "
+        f"{counted(launched.local_world_size, 'process')} on this machine see {counted(gpus, 'GPU')}: sums go through "
         "gloo over the CPU, which is slow; start as many as there are GPUs, and let each process see all of them"
     )
 

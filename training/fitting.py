@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from service.wording import counted
 from training import console, distributed
 from training.batches import Batches, epoch_steps
 from training.checkpoint import (
@@ -228,7 +229,9 @@ class Fit:
             sums = {name: value for name, value in asdict(tally).items() if name != "step"}
             self._save_last(replace(self.facts, step=tally.step, tally=sums, seconds=seconds))
         if self.is_stopping and is_within:
-            raise RunError(f"stopped in epoch {epoch} after {tally.step} steps, which are kept; go on with --resume")
+            raise RunError(
+                f"stopped in epoch {epoch} after {counted(tally.step, 'step')}, nothing is lost; go on with --resume"
+            )
 
     def _save_last(self, facts: Facts) -> None:
         self.facts = replace(self.facts, step=facts.step, tally=facts.tally)

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from service.wording import counted
 from training import distributed
 from training.batches import Batches
 from training.checkpoint import Facts
@@ -23,9 +24,10 @@ from training.loop import choose_precision
 def opening_line(config: TrainConfig, dataset: Dataset, model: nn.Module, device: torch.device) -> str:
     """Return what is trained on what, and what BatchNorm sees of it, in one line."""
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    sizes = f"{len(dataset.training)} training, {len(dataset.validation)} validation, {len(dataset.test)} test images"
-    network = f"{config.architecture} ({parameters:,} parameters)"
-    line = f"{network} on {dataset.name}: {sizes}, {config.epochs} epochs, {device}"
+    test = counted(len(dataset.test), "test image")
+    sizes = f"{len(dataset.training):,} training, {len(dataset.validation):,} validation, {test}"
+    network = f"{config.architecture} ({counted(parameters, 'parameter')})"
+    line = f"{network} on {dataset.name}: {sizes}, {counted(config.epochs, 'epoch')}, {device}"
     return line + _seen_by_norms(config)
 
 
@@ -37,7 +39,7 @@ def _seen_by_norms(config: TrainConfig) -> str:
         return ""
     parts = f" in {config.accumulate} parts" if config.accumulate > 1 else ""
     over = f" over {world} processes" if world > 1 else ""
-    return f"; batches of {config.batch_size}{parts}{over}, of which BatchNorm sees {seen} images at a time"
+    return f"; batches of {config.batch_size}{parts}{over}, of which BatchNorm sees {counted(seen, 'image')} at a time"
 
 
 def result_of(config: TrainConfig, dataset: Dataset, facts: Facts, fit: Fit, device: torch.device) -> dict[str, Any]:
@@ -64,7 +66,9 @@ def result_of(config: TrainConfig, dataset: Dataset, facts: Facts, fit: Fit, dev
         "compiled": fit.facts.compiled,
         "precision": choose_precision(config.precision, device),
         "processes": distributed.world_size(),
-        "device": torch.cuda.get_device_name() if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads",
+        "device": torch.cuda.get_device_name()
+        if device.type == "cuda"
+        else f"CPU, {counted(torch.get_num_threads(), 'thread')}",
         "versions": {
             "foldserve": version("foldserve"),
             "torch": torch.__version__,

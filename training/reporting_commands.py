@@ -4,6 +4,7 @@ import argparse
 from dataclasses import replace
 from pathlib import Path
 
+from service.wording import counted
 from training.comparison.experiments import EXPERIMENTS, Experiment, Scale, experiment
 from training.config import parse_assignments
 from training.environment import prepare_arithmetic
@@ -101,7 +102,7 @@ def _evaluate(arguments: argparse.Namespace) -> int:
         on_card = found if part is trained else evaluate_run(part, worst_images=arguments.worst)
         print(f"wrote {write_card(part, on_card, arguments.card)}")
     print(
-        f"{found.accuracy:.2%} of {len(trained.dataset.test):,} test images; "
+        f"{found.accuracy:.2%} of {counted(len(trained.dataset.test), 'test image')}; "
         f"expected calibration error {found.calibration.error:.2%}"
     )
     return 0

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from service.manifest import PixelStatistics
+from service.wording import counted
 from training import distributed
 from training.architectures import build
 from training.batches import Batches, epoch_steps
@@ -147,8 +148,8 @@ def set_threads(config: TrainConfig, last: Path | None, say: Callable[[str], Non
     recorded = read_facts(last).threads if last is not None and last.exists() else 0
     wanted = config.threads or recorded
     if wanted and wanted != torch.get_num_threads():
-        say(f"{wanted} CPU threads, as {'configured' if config.threads else 'the run had'}; here it would be "
-            f"{torch.get_num_threads()}")  # fmt: skip
+        why = "configured" if config.threads else "the run had"
+        say(f"{counted(wanted, 'CPU thread')}, as {why}; here it would be {torch.get_num_threads()}")
         torch.set_num_threads(wanted)
 
 

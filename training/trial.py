@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from service.wording import counted
 from training import distributed
 from training.batches import epoch_steps, training_batches
 from training.config import TrainConfig
@@ -79,12 +80,13 @@ def overfit(
         estimate_on(learner.model, training, config)
         population = evaluate(learner.model, training)
     say(
-        f"{count} images, {epoch} steps: {score.accuracy:.0%} by batch statistics, {running.accuracy:.0%} by running, "
-        f"{population.accuracy:.0%} by population statistics"
+        f"{counted(count, 'image')}, {counted(epoch, 'step')}: {score.accuracy:.0%} by batch statistics, "
+        f"{running.accuracy:.0%} by running, {population.accuracy:.0%} by population statistics"
     )
     if score.accuracy < LEARNED:
         raise RunError(
-            f"the network cannot learn {count} images by heart in {OVERFIT_STEPS} steps; check labels and learning_rate"
+            f"the network cannot learn {counted(count, 'image')} by heart in {counted(OVERFIT_STEPS, 'step')}; "
+            "check labels and learning_rate"
         )
     if max(running.accuracy, population.accuracy) < LEARNED:
         raise RunError("what was learned is lost in evaluation mode: BatchNorm's statistics do not fit the network")

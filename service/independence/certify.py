@@ -36,6 +36,7 @@ from service.independence.probe_images import probe_images
 from service.independence.proof import Verdict, prove
 from service.independence.theorem import PREMISE, STATEMENT, Theorem, hold_against_integers, theorem_of
 from service.independence.timing import Cost, costs_of
+from service.wording import counted
 
 SENTINELS = QUICK.images
 
@@ -139,7 +140,7 @@ def _checked(subject: Subject, kept: Certificate, report: Report) -> Certificate
     problem = None
     if findings.unsound:
         shape, reason = next(iter(findings.unsound.items()))
-        problem = f"at batch {shape.batch_size} on {shape.threads} threads {reason}"
+        problem = f"at batch {shape.batch_size} on {counted(shape.threads, 'thread')} {reason}"
     elif len(findings.classes) != 1:
         problem = "its shapes no longer have the same bits"
     elif _sentinel_of(subject, shapes[0], findings) != kept.sentinel_digest:

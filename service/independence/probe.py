@@ -21,6 +21,7 @@ from service.independence.effort import Effort, affordable, divide, edge_slots, 
 from service.independence.fingerprint import flushes_subnormals
 from service.independence.probe_images import SEED, Pixels, hostile_neighbours, probe_images
 from service.independence.timing import costs_of
+from service.wording import counted
 
 Logits = NDArray[np.float32]
 Run = Callable[[Pixels, int], Logits]  # images (batch_size, …) and threads → logits
@@ -121,8 +122,7 @@ def _probe_each(bench: _Bench, costs: Mapping[Shape, float], effort: Effort, lan
 
     def begin(shape: Shape) -> None:
         with bench.lock:
-            threads = f"{shape.threads} thread{'s' * (shape.threads > 1)}"
-            report(f"batch {shape.batch_size} on {threads}", 0.95 * len(begun) / len(costs))
+            report(f"batch {shape.batch_size} on {counted(shape.threads, 'thread')}", 0.95 * len(begun) / len(costs))
             begun.append(shape)
 
     def work(share: Sequence[Shape]) -> None:

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 
 from service.independence.certificate import Certificate, ProbeRecord, ShapeRecord, TheoremRecord
+from service.wording import counted
 
 
 def table(certificate: Certificate) -> str:
@@ -58,10 +59,12 @@ def _machine_rows(certificate: Certificate) -> Iterator[tuple[str, str]]:
     facts = certificate.fingerprint
     processor, engine = facts["processor"], facts["engine"]
     runtime = engine.get("runtime", {}).get("onnxruntime", "?")
-    yield "machine", f"{processor.get('model name', processor['machine'])}, {facts['threads']['cores']} cores"
+    yield (
+        "machine",
+        f"{processor.get('model name', processor['machine'])}, {counted(facts['threads']['cores'], 'core')}",
+    )
     yield "runtime", f"ONNX Runtime {runtime} on {engine.get('device', '?')}, Pillow {facts['decoders']['pillow']}"
 
 
 def _name(shape: ShapeRecord) -> str:
-    images = "1 image" if shape.batch_size == 1 else f"{shape.batch_size} images"
-    return f"{images} on {shape.threads} thread{'s' * (shape.threads > 1)}"
+    return f"{counted(shape.batch_size, 'image')} on {counted(shape.threads, 'thread')}"

@@ -110,7 +110,7 @@ def test_resume_continues_with_the_runs_own_configuration(tmp_path: Path, finish
         (["train", "digits", "--config", "none.json"], 2, r"none\.json cannot be read: No such file or directory$"),
         (["train", "digits", "--dry-run", "--resume"], 2, "try a configuration, not a run; leave out --resume"),
         (["train", "digits", "--overfit", "4", "--resume"], 2, "try a configuration, not a run; leave out --resume"),
-        (["train", "digits", "--set", "validation_images=5000"], 1, "cannot hold 5000 images out"),
+        (["train", "digits", "--set", "validation_images=5000"], 1, "cannot hold 5,000 images out"),
         (["train", "mnist", "--data-dir", "nowhere"], 1, "--download"),
         (
             ["train", "digits", "--resume", "--out", "nowhere"],

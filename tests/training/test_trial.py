@@ -20,6 +20,11 @@ def test_a_dry_run_says_what_a_run_would_be_and_writes_nothing(tmp_path: Path, m
     assert list(tmp_path.iterdir()) == []
 
 
+def test_one_epoch_on_one_thread_is_told_in_the_singular(capsys):
+    dry_run(replace(QUICK, epochs=1, threads=1))
+    assert ", 360 test images, 1 epoch, cpu" in capsys.readouterr().out
+
+
 def test_a_dry_run_refuses_what_a_run_would(capsys):
     with pytest.raises(UsageError, match="batch_size = 138"):
         dry_run(replace(QUICK, batch_size=138), say=hush)
@@ -42,7 +47,7 @@ def test_a_network_that_cannot_learn_is_told(monkeypatch):
     from training import trial
 
     monkeypatch.setattr(trial, "OVERFIT_STEPS", 1)
-    with pytest.raises(RunError, match="cannot learn 60 images by heart in 1 steps"):
+    with pytest.raises(RunError, match="cannot learn 60 images by heart in 1 step; check"):
         overfit(QUICK, 60, say=hush)
 
 

@@ -122,7 +122,7 @@ def _inputs() -> tuple[Variant, ...]:
 EXPERIMENTS = {
     "mnist-batchnorm": Experiment(
         "The MNIST experiment, with and without BatchNorm",
-        "How many steps, and how many seconds, does BatchNorm save on the way to 98 % and 99 %?",
+        "How many steps, and how many seconds, does BatchNorm save on the way to 98% and 99%?",
         PUBLISHED,
         (
             Variant("batchnorm", {"norm": "batch"}, "with BatchNorm"),

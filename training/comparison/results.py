@@ -26,13 +26,13 @@ class Spread:
     reached: int
     seeds: int
 
-    def words(self, template: str = "{:,.0f}", factor: float = 1.0) -> str:
+    def words(self, template: str = "{:,.0f}") -> str:
         """Return `mean ± deviation`, with how many seeds got there where not all did."""
         if self.mean is None:
             return "not reached"
-        text = template.format(self.mean * factor)
+        text = template.format(self.mean)
         if self.deviation is not None:
-            text += f" ± {template.format(self.deviation * factor)}"
+            text += f" ± {template.format(self.deviation)}"
         return text if self.reached == self.seeds else f"{text} ({self.reached} of {self.seeds})"
 
 

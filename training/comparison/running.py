@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from service.wording import counted
 from training.comparison.experiments import Experiment, Scale, Variant
 from training.comparison.results import keep_trial, kept_trial, trial_path
 from training.comparison.telling import tell
@@ -40,7 +41,7 @@ def compare(
     """
     places = _places(plan, folder, data_dir)
     missing = sum(not path.exists() for _, _, path in places)
-    say(f"{missing} of {len(places)} trials to run; kept in {folder / 'trials'}")
+    say(f"{missing} of {counted(len(places), 'trial')} to run; kept in {folder / 'trials'}")
     trials: dict[str, list[Trial]] = {variant.name: [] for variant in plan.variants}
     data: dict[int, Dataset] = {}
     for number, (variant, config, path) in enumerate(places, start=1):
@@ -66,10 +67,10 @@ def dry_run(plan: Plan, *, data_dir: Path | None = None, say: Callable[[str], No
     for name, config in configs:
         run_trial(name, config, dataset, Scale(1, DRY_STEPS * config.batch_size, 1, DRY_TEST_IMAGES))
     steps = sorted(math.ceil(plan.scale.images / config.batch_size) for _, config in configs)
-    lengths = f"{steps[0]:,}" if steps[0] == steps[-1] else f"{steps[0]:,} to {steps[-1]:,}"
+    lengths = ("" if steps[0] == steps[-1] else f"{steps[0]:,} to ") + counted(steps[-1], "step")
     say(
-        f"dry run: {DRY_STEPS} steps and a look passed in each of {len(configs)} variants; the comparison takes "
-        f"{plan.scale.seeds * len(configs)} trials of {lengths} steps"
+        f"dry run: {DRY_STEPS} steps and a look passed in each of {counted(len(configs), 'variant')}; the comparison "
+        f"takes {counted(plan.scale.seeds * len(configs), 'trial')} of {lengths}"
     )
 
 
@@ -88,4 +89,6 @@ def _places(plan: Plan, folder: Path, data_dir: Path | None) -> list[tuple[Varia
 
 def _words(trial: Trial) -> str:
     end = "diverged" if trial.diverged else f"{trial.final.accuracy:.2%}"
-    return f"{trial.variant}, seed {trial.seed}: {end} after {trial.steps:,} steps in {trial.final.seconds:.1f} s"
+    return (
+        f"{trial.variant}, seed {trial.seed}: {end} after {counted(trial.steps, 'step')} in {trial.final.seconds:.1f} s"
+    )

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+from service.wording import counted
 from training.checkpoint import write_atomically
 from training.comparison.drawing import draw_curves, draw_sweep
 from training.comparison.experiments import Experiment, Scale, Variant
@@ -34,9 +35,9 @@ def tell(
     table = summary(experiment, variants, trials)
     where = " of each domain" if domain_names(trials) else ""
     lead = (
-        f"{experiment.question} Each variant: {scale.seeds} seeds, {scale.images:,} training images shown, looked at "
-        f"{scale.evaluations} times on at most {scale.test_images:,} test images{where}. Mean ± sample deviation over "
-        "seeds."
+        f"{experiment.question} Each variant: {counted(scale.seeds, 'seed')}, "
+        f"{counted(scale.images, 'training image')} shown, looked at {counted(scale.evaluations, 'time')} on at most "
+        f"{counted(scale.test_images, 'test image')}{where}. Mean ± sample deviation over seeds."
     )
     sections = [
         Section(
@@ -70,10 +71,10 @@ def summary(experiment: Experiment, variants: Sequence[Variant], trials: Mapping
 
 
 def _row(name: str, trials: Sequence[Trial], experiment: Experiment, *, is_warming: bool) -> list[str]:
-    row = [name, final_accuracy(trials).words("{:.2f} %", 100)]
-    row += [final_accuracy_of(domain, trials).words("{:.2f} %", 100) for domain in domain_names({name: trials})]
+    row = [name, final_accuracy(trials).words("{:.2%}")]
+    row += [final_accuracy_of(domain, trials).words("{:.2%}") for domain in domain_names({name: trials})]
     if is_warming:
-        row.append(final_accuracy(trials, corrected=True).words("{:.2f} %", 100))
+        row.append(final_accuracy(trials, corrected=True).words("{:.2%}"))
     if experiment.kind == "curves":
         for target in TARGETS:
             row += [steps_to(target, trials).words(), seconds_to(target, trials).words("{:.1f}")]

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.preprocessing import Preprocessing
+from service.wording import counted
 from training.config import TrainConfig
 from training.data.decoding import ImageFiles, scan, worker_count
 from training.data.parts import Dataset, Split, check_classes, hold_out, limited, neutral
@@ -90,11 +91,10 @@ def _refuse_small_classes(
     counts = np.bincount(targets, minlength=len(labels))
     if counts.min() < fewest:
         label, count = labels[int(counts.argmin())], int(counts.min())
-        images = "1 image" if count == 1 else f"{count} images"
         needed = "for training, validation and test" if fewest == FEWEST_OF_ONE_TREE else "to learn from"
         raise DataError(
-            f"{folder / label} holds {images}{kind}; a class needs at least {fewest}, {needed}: add images, or remove "
-            "the folder"
+            f"{folder / label} holds {counted(count, 'image')}{kind}; a class needs at least {fewest}, {needed}: add "
+            "images, or remove the folder"
         )
 
 
@@ -115,8 +115,10 @@ def _read(
     if bad:
         listed = "; ".join(bad[:NAMED_BAD_FILES]) + ("; …" if len(bad) > NAMED_BAD_FILES else "")
         if not config.skip_bad:
-            raise DataError(f"{len(bad)} of {count} images cannot be decoded: {listed}. Mend them, or give --skip-bad")
-        say(f"skipped {len(bad)} of {count} images: {listed}")
+            raise DataError(
+                f"{len(bad):,} of {counted(count, 'image')} cannot be decoded: {listed}. Mend them, or give --skip-bad"
+            )
+        say(f"skipped {len(bad):,} of {counted(count, 'image')}: {listed}")
     return splits, tuple(bad)
 
 
@@ -126,13 +128,13 @@ def _divided(splits: dict[str, Split], config: TrainConfig) -> tuple[tuple[Split
     total, words = len(training), []
     if "test" in splits:
         test = splits["test"]
-        words.append(f"{len(test)} images of its own test folder")
+        words.append(f"{counted(len(test), 'image')} of its own test folder")
     elif "validation" in splits:  # a usual layout has train and val alone: what chose nothing must be left for the test
         test = splits.pop("validation")
-        words.append(f"the {len(test)} images of its validation folder as test images")
+        words.append(f"the {counted(len(test), 'image')} of its validation folder as test images")
     else:
         training, test = hold_out(training, max(1, round(config.test_share * total)), seed=0)
-        words.append(f"{len(test)} test images, stratified, seed 0")
+        words.append(f"{counted(len(test), 'test image')}, stratified, seed 0")
     if "validation" in splits:
         validation = splits["validation"]
         words.append(f"{len(validation)} of its own validation folder")

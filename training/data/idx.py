@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from service.wording import counted
 from training.data.parts import TEN_DIGITS, Split, checked_targets
 from training.environment import download_folder
 from training.errors import DataError
@@ -100,7 +101,7 @@ def read_idx(path: Path, sha256: str | None = None) -> NDArray[np.uint8]:
     start = 4 + 4 * content[3]
     shape = struct.unpack(f">{content[3]}I", content[4:start]) if len(content) >= start else (0,)
     if len(content) - start != np.prod(shape):
-        raise DataError(f"{path} is truncated: {len(content) - start} bytes for the shape {shape}")
+        raise DataError(f"{path} is truncated: {counted(len(content) - start, 'byte')} for the shape {shape}")
     return np.frombuffer(content, np.uint8, offset=start).reshape(shape).copy()  # torch wants arrays it may write to
 
 
@@ -113,7 +114,10 @@ def read_pair(folder: Path, source: IdxSource, prefix: str) -> Split:
         arrays.append(read_idx(path, source.sha256[stem]))
     images, labels = arrays
     if len(images) != len(labels):
-        raise DataError(f"{folder}: {len(images)} {prefix} images and {len(labels)} labels; get the files again")
+        raise DataError(
+            f"{folder}: {counted(len(images), f'{prefix} image')} and {counted(len(labels), 'label')}; "
+            "get the files again"
+        )
     targets = checked_targets(labels, len(source.labels), folder / f"{prefix}-labels-idx1-ubyte")
     return Split(images[..., np.newaxis], targets)  # (N, 28, 28) → (N, 28, 28, 1)
 

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.preprocessing import Preprocessing
+from service.wording import counted
 from training.errors import DataError
 
 TEN_DIGITS = tuple(str(digit) for digit in range(10))
@@ -102,14 +103,16 @@ def checked_targets(targets: NDArray[Any], classes: int, path: Path) -> NDArray[
     wide = targets.astype(np.int64)
     if len(wide) and (wide.min() < 0 or wide.max() >= classes):
         wrong = int(wide[(wide < 0) | (wide >= classes)][0])
-        raise DataError(f"{path}: label {wrong} is out of range, there are {classes} classes from 0; get it again")
+        raise DataError(
+            f"{path}: label {wrong} is out of range, there are {counted(classes, 'class')} from 0; get it again"
+        )
     return wide
 
 
 def hold_out(split: Split, count: int, seed: int) -> tuple[Split, Split]:
     """Divide seeded and stratified by class: all but `count` images, and `count` images. Raises DataError."""
     if count >= len(split):
-        raise DataError(f"cannot hold {count} images out of {len(split)}; set validation_images lower")
+        raise DataError(f"cannot hold {counted(count, 'image')} out of {len(split):,}; set validation_images lower")
     by_rank = _stratified(split.targets, seed)
     return split.take(np.sort(by_rank[count:])), split.take(np.sort(by_rank[:count]))
 

@@ -80,14 +80,14 @@ CHECKS = {
     ),
     "initial-statistics": Check(
         "error",
-        "more than 10 % of the initial statistics is left",
+        "more than 10% of the initial statistics is left",
         "Each update keeps 1 − momentum of what was there, so n updates leave (1 − momentum)^n of the initial mean 0 "
         "and variance 1 in the running statistics (momentum in PyTorch's sense, 1 − TensorFlow's decay).",
         "`foldserve repair` takes the initial share out exactly; next time train longer, or with a larger momentum",
     ),
     "under-warmed": Check(
         "warning",
-        "1 to 10 % of the initial statistics is left",
+        "1 to 10% of the initial statistics is left",
         "The running statistics still lean towards mean 0 and variance 1, because training was short for its momentum.",
         "`foldserve repair` takes the initial share out exactly",
     ),

@@ -11,6 +11,7 @@ from onnx import TensorProto, helper, numpy_helper
 from service.artifact import stored_tensors
 from service.independence.proof import prove
 from service.independence.proof.verdict import OPSETS
+from service.wording import counted
 from training.doctor.findings import Finding, finding
 from training.doctor.norms import Layer
 from training.errors import NotFoldable
@@ -108,11 +109,11 @@ def _is_damaged(tensor: TensorProto) -> bool:
 def _modes(model: onnx.ModelProto) -> Iterator[Finding]:
     training = training_norms(model)
     if training:
-        yield finding("training-mode", f"{len(training)} BatchNormalization node{'s' * (len(training) > 1)}", training)
+        yield finding("training-mode", counted(len(training), "BatchNormalization node"), training)
     known = Constants.of(model)
     dropping = [node_name(node) for node in model.graph.node if node.op_type == "Dropout" and _drops(node, known)]
     if dropping:
-        yield finding("active-dropout", f"{len(dropping)} Dropout node{'s' * (len(dropping) > 1)}", dropping)
+        yield finding("active-dropout", counted(len(dropping), "Dropout node"), dropping)
 
 
 def _trains(node: onnx.NodeProto, opset: int) -> bool:
@@ -167,7 +168,7 @@ def _neighbours(model: onnx.ModelProto) -> Iterator[Finding]:
         if before.op_type == "Dropout":
             found["dropout-before"].append(node_name(node))
     for check, names in ((check, names) for check, names in found.items() if names):
-        yield finding(check, f"{len(names)} of {len(norm_nodes(model.graph))} BatchNorms", names)
+        yield finding(check, f"{len(names)} of {counted(len(norm_nodes(model.graph)), 'BatchNorm')}", names)
 
 
 def _foldable(model: onnx.ModelProto) -> list[str]:
@@ -210,7 +211,7 @@ def _frame(model: onnx.ModelProto) -> Iterator[Finding]:
         if first is not None and first.dim_value > 0:
             yield finding(
                 "fixed-batch",
-                f"the input {value.name} holds {first.dim_value} image{'s' * (first.dim_value > 1)}",
+                f"the input {value.name} holds {counted(first.dim_value, 'image')}",
                 (value.name,),
             )
     if opset_of(model) not in OPSETS:

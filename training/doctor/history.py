@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import torch
 
+from service.wording import counted
 from training.doctor.checkpoints import Checkpoint, State
 from training.doctor.findings import Finding, finding
 from training.doctor.norms import Layer, Subject
@@ -20,8 +21,8 @@ def examine_history(subject: Subject) -> Iterator[Finding]:
     frozen = [layer for layer in subject.layers if layer.num_batches_tracked and _is_untrained(layer)]
     if frozen:
         marked = "marked as not trained" if frozen[0].frozen else "γ is 1 and β is 0 exactly, in all channels"
-        count = frozen[0].num_batches_tracked
-        observed = f"{marked}, after {count:,} batches, in {frozen[0].name}"
+        count = frozen[0].num_batches_tracked or 0
+        observed = f"{marked}, after {counted(count, 'batch')}, in {frozen[0].name}"
         yield finding("frozen-affine", observed, (layer.name for layer in frozen))
     if subject.checkpoint is not None:
         yield from _steps(subject, subject.checkpoint)
@@ -32,7 +33,7 @@ def _counters(subject: Subject) -> Iterator[Finding]:
     complete = [layer for layer in subject.layers if layer.name not in subject.missing]
     counts = {layer.name: layer.num_batches_tracked for layer in complete}
     if subject.counts_batches and (absent := [name for name, count in counts.items() if count is None]):
-        yield finding("counter-missing", f"{len(absent)} layers" if len(absent) > 1 else "1 layer", absent)
+        yield finding("counter-missing", counted(len(absent), "layer"), absent)
     tally = Counter(count for count in counts.values() if count)  # 0 is an error of its own
     if len(tally) > 1:
         usual = tally.most_common(1)[0][0]
@@ -49,12 +50,14 @@ def _is_untrained(layer: Layer) -> bool:
 
 def _steps(subject: Subject, checkpoint: Checkpoint) -> Iterator[Finding]:
     """Steps that accumulate gradients count more batches than steps; none counts fewer, over all domains together."""
-    counted: Counter[str] = Counter()
+    batches: Counter[str] = Counter()
     for layer in subject.layers:
-        counted[OF_DOMAIN.sub("", layer.name)] += layer.num_batches_tracked or 0
-    most = max(counted.values(), default=0)
+        batches[OF_DOMAIN.sub("", layer.name)] += layer.num_batches_tracked or 0
+    most = max(batches.values(), default=0)
     if checkpoint.steps and 0 < most < BEHIND * checkpoint.steps:
-        yield finding("counters-behind-steps", f"{most:,} batches counted in {checkpoint.steps:,} steps")
+        yield finding(
+            "counters-behind-steps", f"{counted(most, 'batch')} counted in {counted(checkpoint.steps, 'step')}"
+        )
 
 
 def _averages(checkpoint: Checkpoint) -> Iterator[Finding]:

@@ -8,12 +8,13 @@ from typing import Any
 
 import numpy as np
 
+from service.wording import counted
 from training.checkpoint import write_atomically
 from training.doctor.charts import Chart
 from training.doctor.findings import Finding, Report
 from training.doctor.norms import Layer, Subject
 from training.doctor.numbers import share_of
-from training.doctor.text import plural, summary
+from training.doctor.text import summary
 from training.page import Table
 from training.pictures import COLOURS
 
@@ -46,7 +47,7 @@ TINY = 1e-12
 def write_page(path: Path, report: Report, subject: Subject) -> None:
     """Write the page. Raises RunError when the disk refuses."""
     title = html.escape(f"BatchNorm of {Path(report.path).name}")
-    layers = plural(report.layers, "layer")
+    layers = counted(report.layers, "layer")
     body = [f"<h1>{title}</h1>", f'<p class="quiet">{html.escape(report.kind)}, {layers}</p>']
     body += [_badge(report), *(f'<p class="quiet">{html.escape(note)}</p>' for note in report.notes)]
     body += [_section(finding) for finding in report.findings]
@@ -83,7 +84,7 @@ def _with_code(text: str) -> str:
 def _drifts(data: dict[str, Any]) -> Iterator[str]:
     """Draw the layers that drift most, mean and variance each in units of what counts as far."""
     accuracy = data.get("accuracy")
-    told = f"{data['images']} images. "
+    told = f"{counted(data['images'], 'image')}. "
     if accuracy:
         told += f"Accuracy {accuracy['running']:.1%} by running statistics, {accuracy['batch']:.1%} by the batch's."
     yield f"<p>{told}</p>"

@@ -7,6 +7,7 @@ from torch import fx, nn
 from torch.nn import functional
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from service.wording import counted
 from training.doctor.findings import Finding, finding
 from training.errors import NotFoldable
 from training.folding.module_passages import DROPOUTS
@@ -32,7 +33,7 @@ def examine_network(network: nn.Module) -> Iterator[Finding]:
         if isinstance(module, DROPOUTS) or (before is not None and before.target in DROPS):
             found["dropout-before"].append(str(node.target))
     for check, names in found.items():
-        yield finding(check, f"{len(names)} of {len(norms)} BatchNorms", names)
+        yield finding(check, f"{len(names)} of {counted(len(norms), 'BatchNorm')}", names)
 
 
 def _module(graph: fx.GraphModule, node: fx.Node | None) -> nn.Module | None:

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from service.wording import counted
 from training.doctor.findings import Finding, finding
 from training.doctor.norms import Layer, Subject
 from training.normalization import initial_share
@@ -21,7 +22,7 @@ NEAR = 0.5  # how far the median channel may be from variance 1 and mean 0 and s
 def examine_numbers(subject: Subject) -> Iterator[Finding]:
     """Yield what the numbers of the layers show, one finding for each check, layers gathered."""
     if subject.missing:
-        yield finding("statistics-missing", _count(subject.missing), subject.missing)
+        yield finding("statistics-missing", counted(len(subject.missing), "layer"), subject.missing)
     if subject.damaged:
         yield finding("not-finite", f"weights with NaN or Inf in {_some(subject.damaged)}", subject.damaged)
     yield from _each(subject.layers, "not-finite", _not_finite)
@@ -38,7 +39,8 @@ def warmth_note(subject: Subject) -> str | None:
     counts = [layer.num_batches_tracked for layer in unknown if layer.num_batches_tracked]
     if counts:
         shares = ", ".join(f"{initial_share(momentum, min(counts)):.2g} at {momentum}" for momentum in CANDIDATES)
-        return f"momentum unknown (--momentum M tells it): after {min(counts):,} batches the initial share is {shares}"
+        fewest = counted(min(counts), "batch")
+        return f"momentum unknown (--momentum M tells it): after {fewest} the initial share is {shares}"
     return None if subject.counts_batches else _most_left(unknown)
 
 
@@ -204,10 +206,6 @@ def _channels(condition: NDArray[np.bool_]) -> str:
 
 def _some(names: Sequence[str]) -> str:
     return names[0] + (f" and {len(names) - 1} more" if len(names) > 1 else "")
-
-
-def _count(names: Sequence[str]) -> str:
-    return f"{len(names)} layers" if len(names) > 1 else "1 layer"
 
 
 def _more(layers: int) -> str:

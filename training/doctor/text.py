@@ -3,6 +3,7 @@
 import textwrap
 from collections.abc import Iterator
 
+from service.wording import counted
 from training.doctor.findings import Finding, Report
 
 WIDTH = 100
@@ -12,7 +13,7 @@ NAMED = 4  # so many layers are named; --json has them all
 def as_text(report: Report) -> str:
     """Return the report in plain lines: what, where, why it matters, what to do."""
     folded = f", {report.folded} of them folded away" if report.folded else ""
-    layers = plural(report.layers, "BatchNorm layer")
+    layers = counted(report.layers, "BatchNorm layer")
     lines = [f"{report.path}: {report.kind}, {layers}{folded}"]
     lines += [f"note     {note}" for note in report.notes]
     for finding in report.findings:
@@ -25,12 +26,7 @@ def summary(report: Report) -> str:
     """Return the counts in one line."""
     if not report.findings:
         return "healthy: nothing found"
-    return f"{plural(len(report.errors), 'error')}, {plural(len(report.warnings), 'warning')}"
-
-
-def plural(count: int, word: str) -> str:
-    """Return a count with its word."""
-    return f"{count} {word}" + ("" if count == 1 else "s")
+    return f"{counted(len(report.errors), 'error')}, {counted(len(report.warnings), 'warning')}"
 
 
 def named(where: tuple[str, ...]) -> str:

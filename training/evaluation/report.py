@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from service.artifact import Artifact
+from service.wording import counted
 from training.batches import Batches
 from training.checkpoint import write_atomically
 from training.errors import RunError, UsageError
@@ -128,7 +129,7 @@ def _card_section(trained: Trained, found: Evaluation) -> str:
         for one in found.classes
     )
     return (
-        f"\n{found.accuracy:.2%} of {len(trained.dataset.test):,} test images; expected calibration error "
+        f"\n{found.accuracy:.2%} of {counted(len(trained.dataset.test), 'test image')}; expected calibration error "
         f"{found.calibration.error:.2%} in {len(found.calibration.counts)} bins of confidence.\n\n"
         f"| class | images | precision | recall | F1 |\n|---|---|---|---|---|\n{rows}\n"
     )
@@ -161,7 +162,7 @@ def _numbers(found: Evaluation) -> dict[str, Any]:
 def _page(trained: Trained, found: Evaluation, pictures: dict[str, bytes]) -> str:
     result, test = trained.result, trained.dataset.test
     lead = (
-        f"{found.accuracy:.2%} of {len(test):,} test images of {trained.dataset.name}, which chose nothing. "
+        f"{found.accuracy:.2%} of {counted(len(test), 'test image')} of {trained.dataset.name}, which chose nothing. "
         f"{result['architecture']}, seed {result['seed']}, epoch {result['best_epoch']}, trained {result['date']}."
     )
     table = Table(

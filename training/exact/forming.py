@@ -10,6 +10,7 @@ from service.executions import float_twin
 from service.golden import Golden
 from service.independence.exactness import reference_logits
 from service.manifest import ExactRecord, Manifest
+from service.wording import counted
 from training.errors import ExportRefused, NotConvertible
 from training.exact.convert import Converted, Material, convert
 from training.exact.options import ExactOptions
@@ -68,12 +69,13 @@ def describe(converted: Converted) -> str:
     wrong = ", ".join(record.differing_executions)
     lines = [
         (
-            f"exact form: {len(record.layers)} layers, every sum below 2^24 (tightest: {tightest.name}, "
+            f"exact form: {counted(len(record.layers), 'layer')}, every sum below 2^24 (tightest: {tightest.name}, "
             f"{tightest.headroom_bits:.1f} bits left)"
         ),
-        f"  every execution has the integers' bits on {record.checked_images:,} images"
+        f"  every execution has the integers' bits on {counted(record.checked_images, 'image')}"
         + (f", except {wrong} on this machine" if wrong else ""),
-        f"  the float form's label on {100 * record.agreement:.2f} % of {record.calibration_images} calibration images",
+        f"  the float form's label on {record.agreement:.2%} of "
+        + counted(record.calibration_images, "calibration image"),
     ]
     return "\n".join([*lines, *_accuracy_lines(record)])
 
@@ -81,11 +83,11 @@ def describe(converted: Converted) -> str:
 def _accuracy_lines(record: ExactRecord) -> list[str]:
     if record.accuracy is None or record.float_accuracy is None:
         return ["  no labelled images to judge its accuracy by"]
-    tuned = f", {record.fine_tuned_epochs} epochs of fine-tuning" if record.fine_tuned_epochs else ""
+    tuned = f", {counted(record.fine_tuned_epochs, 'epoch')} of fine-tuning" if record.fine_tuned_epochs else ""
     return [
         (
-            f"  accuracy {100 * record.accuracy:.2f} %, float form {100 * record.float_accuracy:.2f} % "
-            f"({record.validation_images:,} validation images{tuned})"
+            f"  accuracy {record.accuracy:.2%}, float form {record.float_accuracy:.2%} "
+            f"({counted(record.validation_images, 'validation image')}{tuned})"
         )
     ]
 
@@ -97,8 +99,8 @@ def _check_drop(converted: Converted, max_drop: float) -> None:
     drop = 100 * (record.float_accuracy - record.accuracy)
     if drop > max_drop:
         raise ExportRefused(
-            f"the exact form loses {drop:.2f} points of accuracy ({100 * record.float_accuracy:.2f} → "
-            f"{100 * record.accuracy:.2f} %), allowed are {max_drop:g}; nothing was written. "
+            f"the exact form loses {drop:.2f} points of accuracy ({record.float_accuracy:.2%} → "
+            f"{record.accuracy:.2%}), allowed are {max_drop:g}; nothing was written. "
             "--max-drop allows more, --exact off writes the float form alone"
         )
 

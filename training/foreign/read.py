@@ -8,6 +8,7 @@ from google.protobuf.message import DecodeError
 from onnx import external_data_helper, helper
 
 from service.artifact import stored_tensors
+from service.wording import counted
 from training.errors import FileRefused
 
 LARGEST_BYTES = 2**31 - 1  # protobuf's own limit of one message
@@ -96,8 +97,8 @@ def _read_length(path: Path, tensor: onnx.TensorProto, info: external_data_helpe
     length = size - start if info.length is None else int(info.length)
     if length < needed or start + length > size:
         raise FileRefused(
-            f"{path}: {info.location} holds {size} bytes, the weight {tensor.name} needs {needed} from byte {start}; "
-            "it was cut short; copy it again"
+            f"{path}: {info.location} holds {counted(size, 'byte')}, the weight {tensor.name} needs {needed} from byte "
+            f"{start}; it was cut short; copy it again"
         )
     return length
 

@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 
 from service.errors import ServiceError
 from service.preprocessing import Preprocessing, decode
+from service.wording import counted
 from training.data.folders import SUFFIXES
 from training.errors import DataError
 from training.exact.convert import Labelled, Material
@@ -34,7 +35,7 @@ def folder_images(folder: Path, spec: Preprocessing, most: int = CHECKED) -> tup
         except (ServiceError, OSError):
             continue  # a broken picture in a folder of thousands is usual
     if len(images) < FEWEST:
-        raise DataError(f"--data {folder}: {len(images)} images could be read, at least {FEWEST} are needed")
+        raise DataError(f"--data {folder}: {counted(len(images), 'image')} could be read, at least {FEWEST} are needed")
     return np.stack(images), classes
 
 

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+from service.wording import counted
 from training.errors import UsageError
 
 
@@ -21,7 +22,9 @@ def read_labels(path: Path | None, classes: int) -> tuple[str, ...]:
     while labels and not labels[-1]:
         labels.pop()
     if len(labels) != classes:
-        raise UsageError(f"--labels {path} has {len(labels)} labels, the model has {classes} classes")
+        raise UsageError(
+            f"--labels {path} has {counted(len(labels), 'label')}, the model has {counted(classes, 'class')}"
+        )
     if twice := next((one for one in labels if labels.count(one) > 1), None):
         raise UsageError(f"--labels {path}: {twice!r} is there twice; labels must differ from one another")
     return tuple(labels)

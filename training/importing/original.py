@@ -6,6 +6,7 @@ from numpy.typing import NDArray
 
 from service.engine import OnnxEngine, choose_device, open_engine
 from service.preprocessing import Preprocessing
+from service.wording import counted
 from training.errors import ExportRefused
 from training.importing.interface import Interface
 from training.parity import Reference
@@ -46,8 +47,8 @@ def hold_against_original(
         )
     flips = int((found.reshape(meant.shape).argmax(1) != meant.argmax(1)).sum())
     kind = "probabilities" if softmax == "Softmax" else "scores"
-    seen = f"largest difference of {kind} {difference:.2g}, {flips} labels flipped"
-    return f"the file as it came, on {len(images)} images: {seen}"
+    seen = f"largest difference of {kind} {difference:.2g}, {counted(flips, 'label')} flipped"
+    return f"the file as it came, on {counted(len(images), 'image')}: {seen}"
 
 
 def _run(engine: OnnxEngine, inputs: NDArray[np.generic], batch: int) -> NDArray[np.float64]:

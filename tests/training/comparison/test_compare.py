@@ -89,7 +89,7 @@ def test_another_scale_or_key_is_another_trial(compared: Path, tmp_path: Path, c
     (tmp_path / "trials").symlink_to(compared / "trials")
     capsys.readouterr()
     assert compare("norms", *TINY, "--seeds", 1, "--images", 64, "--variant", "none", "--out", tmp_path) == 0
-    assert "1 of 1 trials to run" in capsys.readouterr().out
+    assert "1 of 1 trial to run" in capsys.readouterr().out
 
 
 def test_a_trial_on_other_images_is_another_trial(tmp_path: Path, capsys):
@@ -101,7 +101,7 @@ def test_a_trial_on_other_images_is_another_trial(tmp_path: Path, capsys):
         if change is not None:
             change.write_bytes((photos / "cat" / "1.png").read_bytes())
         assert compare("norms", *arguments, "--data-dir", tmp_path, "--out", tmp_path / "out") == 0
-        told.append(capsys.readouterr().out.splitlines()[0].partition(" trials")[0])
+        told.append(capsys.readouterr().out.splitlines()[0].partition(" trial")[0])
     assert told == ["1 of 1", "0 of 1", "1 of 1"]
 
 
@@ -110,7 +110,9 @@ def test_a_sweep_is_drawn_over_what_was_varied(tmp_path: Path):
     variants = ["--variant", "decay-0.9", "--variant", "decay-0.999"]
     assert compare("decay", *TINY, *scale, *variants, "--out", tmp_path) == 0
     assert {path.name for path in tmp_path.iterdir()} == {"trials", "comparison.csv", "decay.png", "decay.html"}
-    assert "with corrected statistics" in (tmp_path / "decay.html").read_text()
+    page = (tmp_path / "decay.html").read_text()
+    assert "with corrected statistics" in page
+    assert "Each variant: 1 seed, 64 training images shown, looked at 2 times on at most 100 test images." in page
 
 
 def test_of_two_domains_each_is_looked_at_apart(tmp_path: Path, domain_data: Path):

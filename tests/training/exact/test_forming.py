@@ -65,7 +65,7 @@ def test_a_larger_drop_than_allowed_is_refused_with_the_figures_and_nothing_is_w
     twin = tmp_path / "twin.onnx"
     options = ExactOptions("auto", -100.0, twin)  # no drop is so small
     with pytest.raises(
-        ExportRefused, match=r"loses -?\d+\.\d\d points .*\(\d+\.\d\d → \d+\.\d\d %\), allowed are -100"
+        ExportRefused, match=r"loses -?\d+\.\d\d points .*\(\d+\.\d\d% → \d+\.\d\d%\), allowed are -100"
     ):
         export(trained, tmp_path / "models", "digits", exact=options, say=hush)
     assert list(tmp_path.iterdir()) in ([], [tmp_path / "models"])
