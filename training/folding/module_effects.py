@@ -13,6 +13,7 @@ import torch
 from torch import fx, nn
 
 from training.errors import NotFoldable
+from training.folding.module_parts import are_apart
 from training.folding.module_passages import DROPOUTS
 
 SPLITS = frozenset({"chunk", "split", "tensor_split", "unbind"})
@@ -44,12 +45,16 @@ def make_effects_plain(module: fx.GraphModule) -> None:
         changed = _kept_from_caller(module, changed)
         order = {one: place for place, one in enumerate(module.graph.nodes)}
         for alias in _aliases(module, changed) - {changed, node}:
-            if any(order[user] > order[node] for user in alias.users if user not in {node, changed}):
+            later = (user for user in alias.users if order[user] > order[node] and user is not node)
+            if not all(_is_apart(module, user, changed) for user in later):
                 raise NotFoldable(
-                    f"{node.name} changes in place what {alias.name} shows too, and that is read later; write the "
-                    "line without changing it in place"
+                    f"{node.name} changes in place what {alias.name} shows too, and that is read later; make a new "
+                    "tensor instead, as `relu(x)` for `relu_(x)`, and join parts that changed with torch.cat"
                 )
         changed.replace_all_uses_with(node, delete_user_cb=lambda user: order[user] > order[node])  # noqa: B023 - called now
+        if any(_parts_around(module, changed)):
+            with module.graph.inserting_before(node):  # for export, which would write the part back into the whole
+                node.replace_input_with(changed, module.graph.call_function(torch.clone, (changed,)))
 
 
 def _kept_from_caller(module: fx.GraphModule, changed: fx.Node) -> fx.Node:
@@ -94,22 +99,34 @@ def _name_of(node: fx.Node) -> str:
 
 
 def _aliases(module: fx.GraphModule, node: fx.Node) -> set[fx.Node]:
-    """Return all that may share the memory of a value, itself included; the parts of a split share none."""
+    """Return all that may share the memory of a value, itself included."""
     found: set[fx.Node] = set()
-    waiting, split = [node], _split_of(node)
+    waiting = [node]
     while waiting:
         one = waiting.pop()
-        if one not in found:
+        if one not in found and not _is_apart(module, one, node):
             found.add(one)
-            waiting += () if one is split else _views_of(module, one)
+            waiting += _views_of(module, one)
             waiting += one.all_input_nodes[:1] if _is_view(module, one) else ()
-    return found - {split}
+    return found
 
 
-def _split_of(node: fx.Node) -> fx.Node | None:
-    source = next(iter(node.all_input_nodes), None)
-    is_part = node.target is operator.getitem and source is not None and _name_of(source) in SPLITS
-    return source if is_part else None
+def _is_apart(module: fx.GraphModule, one: fx.Node, changed: fx.Node) -> bool:
+    """Whether a part is of the same value as what is changed, or lies in, and shares none of its elements."""
+    if one.target is not operator.getitem:
+        return False
+    around = (part for part in _parts_around(module, changed) if part.args[0] is one.args[0])
+    return any(are_apart(one.args[1], part.args[1]) for part in around)
+
+
+def _parts_around(module: fx.GraphModule, node: fx.Node) -> Iterator[fx.Node]:
+    """Yield the parts of values that a value is or lies in, from within."""
+    while True:
+        if node.target is operator.getitem:
+            yield node
+        if not _is_view(module, node):
+            return
+        node = node.all_input_nodes[0]
 
 
 def _views_of(module: fx.GraphModule, node: fx.Node) -> Iterator[fx.Node]:

@@ -100,6 +100,79 @@ def test_one_part_of_a_split_may_change_while_the_other_is_read():
     assert len(folded_and_compared(aged(Split(nothing, nothing))).folds) == 1
 
 
+class Parts(Statement):
+    """Two parts of the features, by index, of which the second is taken before the first changes, or after."""
+
+    def __init__(
+        self, first, second, *, is_late: bool, read=lambda features, first, second: torch.cat([first, second], 1)
+    ):
+        super().__init__(nothing, nothing)
+        self.first, self.second, self.is_late, self.read = first, second, is_late, read
+
+    def forward(self, images):
+        features = super().forward(images)
+        half = features.shape[1] // 2
+        early = None if self.is_late else features[self.second(half)]
+        first = features[self.first(half)]
+        functional.relu_(first)
+        second = features[self.second(half)] if early is None else early
+        second.tanh_()
+        return self.read(features, first, second)
+
+
+APART = {
+    "numbers": (lambda _: (slice(None), slice(2)), lambda _: (slice(None), slice(2, None))),
+    "from the end": (lambda _: (slice(None), slice(-1)), lambda _: (slice(None), slice(-1, None))),
+    "every other": (lambda _: (slice(None), slice(0, None, 2)), lambda _: (slice(None), slice(1, None, 2))),
+    "a bound that is computed": (
+        lambda half: (slice(None), slice(half)),
+        lambda half: (slice(None), slice(half, None)),
+    ),
+}
+
+
+@pytest.mark.parametrize("is_late", [False, True])
+@pytest.mark.parametrize("parts", APART.values(), ids=APART)
+def test_parts_that_share_nothing_may_change_one_after_the_other(parts, is_late: bool):
+    assert len(folded_and_compared(aged(Parts(*parts, is_late=is_late))).folds) == 1
+
+
+@pytest.mark.parametrize("is_late", [False, True])
+def test_parts_that_share_a_channel_are_refused_with_what_to_write_instead(is_late: bool):
+    network = aged(Parts(lambda _: (slice(None), slice(3)), lambda _: (slice(None), slice(2, None)), is_late=is_late))
+    with pytest.raises(NotFoldable, match=r"that is read later; make a new tensor instead, .* with torch\.cat"):
+        fold(network, IMAGES)
+
+
+def test_parts_that_changed_are_refused_where_the_whole_is_read():
+    network = aged(Parts(*APART["numbers"], is_late=True, read=lambda features, _first, _second: features))
+    with pytest.raises(NotFoldable, match="relu_ changes in place what norm shows too"):
+        fold(network, IMAGES)
+
+
+def test_a_split_that_is_read_whole_after_a_part_of_it_changed_is_refused():
+    class Rejoined(Statement):
+        def forward(self, images):
+            parts = super().forward(images).chunk(2, 1)
+            functional.relu_(parts[0])
+            return torch.cat(parts, 1)
+
+    with pytest.raises(NotFoldable, match="relu_ changes in place what chunk shows too"):
+        fold(aged(Rejoined(nothing, nothing)), IMAGES)
+
+
+def test_a_part_of_a_part_may_change_while_another_is_read():
+    class Nested(Statement):
+        def forward(self, images):
+            features = super().forward(images)
+            half = features[:, :2]
+            quarter = half[:, :1].flatten(2)
+            functional.relu_(quarter)
+            return torch.cat([quarter, half[:, 1:].flatten(2), features[:, 2:].flatten(2)], 1)
+
+    assert len(folded_and_compared(aged(Nested(nothing, nothing))).folds) == 1
+
+
 def test_an_and_of_two_masks_changes_nothing_in_place():
     class Masked(Statement):
         def forward(self, images):
