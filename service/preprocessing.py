@@ -76,7 +76,7 @@ class Preprocessing(BaseModel):
     @model_validator(mode="after")
     def _is_consistent(self) -> Self:
         if len(self.mean) != self.channels or len(self.std) != self.channels:
-            raise ValueError(f"mean and std need {self.channels} values each for mode {self.mode}")
+            raise ValueError(f"mean and std need as many values as mode {self.mode} has channels, {self.channels}")
         if min(self.std) <= 0:
             raise ValueError("std must be positive")
         if min(self.size) < 1:

@@ -67,6 +67,7 @@ RANGES = {  # at least the first, less than the second
 
 # TensorFlow's names for the same thing, accepted beside PyTorch's: what is given is taken from 1.
 COMPLEMENTS = {"bn_decay": "bn_momentum"}
+SHORT = {"lr": "learning_rate", "wd": "weight_decay", "bs": "batch_size", "model": "architecture", "data": "dataset"}
 WORDS: dict[Any, str] = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
 
 
@@ -219,11 +220,15 @@ def _by_own_names(values: Mapping[str, Any]) -> dict[str, Any]:
     return named
 
 
+def _meant(name: str, names: Iterable[str]) -> str:
+    return f" (did you mean {SHORT[name]}?)" if name in SHORT else nearest(name, names)
+
+
 def _convert(name: str, value: Any, told_as: str | None = None) -> Any:
     types = {field.name: field.type for field in fields(TrainConfig)}
     if name not in types:
         names = [*types, *COMPLEMENTS]
-        raise UsageError(f"{name} is not a configuration key{nearest(name, names)}; there are {', '.join(names)}")
+        raise UsageError(f"{name} is not a configuration key{_meant(name, names)}; there are {', '.join(names)}")
     wanted, name = types[name], told_as or name
     if wanted is bool and isinstance(value, str):
         value = {"true": True, "false": False}.get(value.lower(), value)

@@ -48,8 +48,13 @@ class Exported:
     @property
     def summary(self) -> str:
         """What was written, in one line."""
-        form = f", exact form {self.exact_bytes / 1e6:.2f} MB" if self.exact_bytes else ""
-        return f"wrote {self.folder} ({self.bytes / 1e6:.2f} MB, sha256 {self.digest[:12]}…{form})"
+        form = f", exact form {_size(self.exact_bytes)}" if self.exact_bytes else ""
+        return f"wrote {self.folder} ({_size(self.bytes)}, sha256 {self.digest[:12]}…{form})"
+
+
+def _size(count: int) -> str:
+    """Return a file's size; the smallest models have some kilobytes."""
+    return f"{count / 1e6:.2f} MB" if count >= 1e4 else f"{count / 1e3:.1f} kB"
 
 
 def check_name(name: str) -> None:

@@ -1,6 +1,7 @@
 """Named configurations, each measured; `foldserve presets` lists them."""
 
 from dataclasses import replace
+from pathlib import Path
 
 from service.errors import nearest
 from training.config import TrainConfig
@@ -87,5 +88,7 @@ PRESETS |= {f"domains-{way}": replace(_TWO_DOMAINS, domains=way) for way in ("un
 def preset(name: str) -> TrainConfig:
     """Return a preset. Raises UsageError with the nearest name."""
     if name not in PRESETS:
-        raise UsageError(f"{name} is not a preset{nearest(name, PRESETS)}; there are {', '.join(PRESETS)}")
+        is_data = "/" in name or ":" in name or Path(name).is_dir()
+        hint = "; images of your own: PRESET --set dataset=folder:PATH" if is_data else nearest(name, PRESETS)
+        raise UsageError(f"{name} is not a preset{hint}; there are {', '.join(PRESETS)}")
     return PRESETS[name]

@@ -97,7 +97,7 @@ def test_an_image_of_the_right_size_keeps_its_pixels():
 @pytest.mark.parametrize(
     "wrong, message",
     [
-        ({"mean": (0.0,)}, "mean and std need 3"),
+        ({"mean": (0.0,)}, "mean and std need as many values as mode RGB has channels, 3"),
         ({"std": (1.0, 0.0, 1.0)}, "std must be positive"),
         ({"size": (0, 8)}, "size must be positive"),
         ({"resize": "shorter_side"}, "needs resize_to"),

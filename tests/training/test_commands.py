@@ -94,7 +94,14 @@ def test_resume_continues_with_the_runs_own_configuration(tmp_path: Path, finish
     ("arguments", "code", "words"),
     [
         (["train", "digit"], 2, r"digit is not a preset \(did you mean digits\?\)"),
+        (
+            ["train", "folder:photos"],
+            2,
+            "folder:photos is not a preset; images of your own: PRESET --set dataset=folder:",
+        ),
         (["train", "digits", "--set", "epoch=3"], 2, r"did you mean epochs\?"),
+        (["train", "digits", "--set", "lr=3"], 2, r"did you mean learning_rate\?"),
+        (["import", ".", "--name", "digits"], 2, r"\. is a folder; name an ONNX file"),
         (["train", "digits", "--set", "epochs"], 2, "expected KEY=VALUE"),
         (["train", "digits", "--set", "epochs=few"], 2, "epochs = few: expected a whole number"),
         (["train", "digits", "--set", "epochs=0"], 2, "epochs = 0"),

@@ -11,6 +11,7 @@ from training_support import QUICK, hush
 
 from service.manifest import FoldError, FoldRecord, KeptRecord
 from training.card import fold_error_line, fold_table
+from training.packaging import _size
 from training.report import EpochRow, read_metrics
 from training.run import train
 
@@ -88,3 +89,8 @@ def test_a_layer_whose_every_weight_is_zero_has_its_line_too():
     zeros = RECORD.model_copy(update={"scale_min": 0, "scale_max": 0, "weight_max": 0, "bias_max": 0})
     _, line = fold_table([zeros], []).splitlines()
     assert "all 0" in line
+
+
+@pytest.mark.parametrize(("size", "words"), [(2_600, "2.6 kB"), (90_000, "0.09 MB"), (98_000_000, "98.00 MB")])
+def test_the_size_of_a_small_file_is_not_rounded_to_nothing(size: int, words: str):
+    assert _size(size) == words

@@ -55,7 +55,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
     try:
         found = _of_safetensors(path) if path.suffix.lower() == ".safetensors" else _of_content(path, _unpickle(path))
     except FileNotFoundError:
-        raise FileRefused(f"{path} cannot be read: no such file") from None
+        raise FileRefused(f"{path} cannot be read: No such file or directory") from None
     except (OSError, SafetensorError, ValueError, RuntimeError, EOFError, KeyError) as error:
         reason = "it is none of torch.save's" if isinstance(error, KeyError) else _first_sentence(error)
         raise FileRefused(f"{path} is not a sound checkpoint ({reason}); save it again") from None
@@ -150,8 +150,8 @@ def _unpickle(path: Path) -> Any:
             "torch.save(model.state_dict(), …), or safetensors"
         ) from None
     except pickle.UnpicklingError as error:
-        found = re.search(r"GLOBAL (\S+)|Unsupported (?:global|class)[: ]+(\S+)", str(error))
-        what = f" ({next(word for word in found.groups() if word)})" if found else ""
+        found = re.search(r"(?:GLOBAL|Unsupported class) (\S+)", str(error))
+        what = f" ({found[1]})" if found else ""
         raise FileRefused(
             f"{path} holds pickled code{what} and was not run; save plain tensors: torch.save(model.state_dict(), …), "
             "or safetensors"

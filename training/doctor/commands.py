@@ -103,6 +103,7 @@ def _inspect(arguments: argparse.Namespace) -> int:
         report = examine_data(report, subject, arguments.data, wishes)
     if arguments.html is not None:
         write_page(arguments.html, report, subject)
+        _say_aside(f"wrote {arguments.html}")
     print(json.dumps(report.to_dict(), indent=2, ensure_ascii=False) if arguments.json else as_text(report))
     return int(bool(report.errors))
 

@@ -11,11 +11,12 @@ from numpy.typing import NDArray
 from safetensors import safe_open
 from safetensors.torch import save
 
+from service.wording import counted
 from training.checkpoint import write_atomically
 from training.doctor.attaching import Source, attach
 from training.doctor.checkpoints import REPAIRED_KEY, read_state
 from training.doctor.data import targets_of
-from training.doctor.graph import training_norms
+from training.doctor.graph import norm_nodes, training_norms
 from training.doctor.norms import Subject
 from training.doctor.read import read_subject
 from training.doctor.repair import (
@@ -93,6 +94,11 @@ def _refuse_unmendable(path: Path, subject: Subject, model: onnx.ModelProto) -> 
         raise FileRefused(
             f"{path}: {named(tuple(training))} in training mode, which reads no running statistics; nothing was "
             "written: call `model.eval()` and export again"
+        )
+    if subject.folded and not norm_nodes(model.graph):
+        raise FileRefused(
+            f"{path}: its {counted(subject.folded, 'BatchNorm')} are folded away, statistics and all; nothing was "
+            "written: repair the run or the checkpoint that it was made of, and export that"
         )
     if nested := tuple(layer.name for layer in subject.layers if layer.nested):
         raise FileRefused(

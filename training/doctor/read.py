@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from service.artifact import MANIFEST_KEY
+from service.artifact import MANIFEST_KEY, MODEL_FILE
 from service.manifest import Manifest, NormRecord
 from training.doctor.checkpoints import CHECKPOINTS, Checkpoint, read_checkpoint, says_it_is_corrected
 from training.doctor.graph import damaged_weights, layer_of, nested_norms, norm_nodes
@@ -35,7 +35,10 @@ def read_subject(path: Path, momentum: float | None = None) -> Subject:
     """
     if path.is_dir():
         if not (path / CONFIG_FILE).exists():
-            raise UsageError(f"{path} is not a run folder: it has no {CONFIG_FILE}; name a file, or a run folder")
+            within = f", such as {model}" if (model := path / MODEL_FILE).exists() else ""
+            raise UsageError(
+                f"{path} is not a run folder: it has no {CONFIG_FILE}; name a file{within}, or a run folder"
+            )
         best, found = path / BEST_FILE, read_config(path).bn_momentum
         return _heeded(best, state_subject(path, read_checkpoint(best), momentum or found, "run folder"))
     if path.suffix.lower() == ".onnx":

@@ -14,8 +14,12 @@ def read_labels(path: Path | None, classes: int) -> tuple[str, ...]:
     try:
         text = path.read_text(encoding="utf-8")
         labels = json.loads(text) if path.suffix.lower() == ".json" else text.splitlines()
-    except (OSError, ValueError) as error:
-        raise UsageError(f"--labels {path}: {error}") from None
+    except OSError as error:
+        raise UsageError(f"--labels {path} cannot be read: {error.strerror}") from None
+    except ValueError as error:
+        raise UsageError(
+            f"--labels {path}: {error}; expected one label a line, or JSON in a file named *.json"
+        ) from None
     if isinstance(labels, dict):  # {"0": "tench", …}, or [wordnet id, name] pairs as Keras has them
         labels = [labels[key] for key in sorted(labels, key=int)] if all(map(str.isdecimal, labels)) else list(labels)
     labels = [str(one[-1] if isinstance(one, list) else one).strip() for one in labels]

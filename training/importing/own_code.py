@@ -1,6 +1,7 @@
 """Calls a person's own function; what their code raises is told as theirs, with the line, in one sentence."""
 
 import importlib
+import re
 import sys
 import sysconfig
 import traceback
@@ -14,7 +15,7 @@ from torch import nn
 from training.errors import FileRefused, UsageError
 
 WHOLE = "FOLDSERVE_LOG_LEVEL=debug shows the whole traceback"
-INSTALLED = tuple({sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")})
+INSTALLED = re.compile(rf"{re.escape(sysconfig.get_path('stdlib'))}/|.*/(site|dist)-packages/")
 
 
 def call_function(function: str) -> nn.Module:
@@ -75,7 +76,7 @@ def _place(error: BaseException) -> str:
     """Return file and line of the last step in code that is not installed, which is a person's own; "" for none."""
     if isinstance(error, SyntaxError):
         return f"{error.filename}, line {error.lineno}"
-    own = [step for step in _steps(error) if not step.filename.startswith(INSTALLED)]
+    own = [step for step in _steps(error) if not INSTALLED.match(step.filename)]
     return f"{own[-1].filename}, line {own[-1].lineno}, in {own[-1].name}" if own else ""
 
 

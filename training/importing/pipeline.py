@@ -104,6 +104,8 @@ def import_model(order: Order, models: Path, *, say: Callable[[str], None] = pri
     UsageError or DataError; then nothing was written.
     """
     check_target(models, order.name)
+    if order.path.is_dir():
+        raise UsageError(f"{order.path} is a folder; name an ONNX file (`foldserve export` takes a run's folder)")
     if (instead := OTHERS.get(order.path.suffix.lower())) is not None:
         raise UsageError(f"{order.path} is not an ONNX file; {instead}")
     model = load_onnx(order.path)

@@ -67,11 +67,12 @@ def test_every_check_is_documented_with_its_severity():
     assert {name: rows[f"`{name}`"] for name in CHECKS} == {name: check.severity for name, check in CHECKS.items()}
 
 
-def test_the_page_needs_no_other_file_and_escapes_what_the_model_brings(tmp_path: Path):
+def test_the_page_needs_no_other_file_and_escapes_what_the_model_brings(tmp_path: Path, capsys):
     model = Graph().model()
     next(node for node in model.graph.node if node.op_type == "BatchNormalization").name = "<script>"
     onnx.save(model, tmp_path / "x.onnx")
     assert main(["inspect", str(tmp_path / "x.onnx"), "--html", str(tmp_path / "page.html")]) == 0
+    assert capsys.readouterr().err == f"wrote {tmp_path / 'page.html'}\n"
     page = (tmp_path / "page.html").read_text()
     assert "<svg" in page
     assert "<script" not in page
@@ -102,7 +103,9 @@ def test_pickled_code_is_refused_and_never_run(tmp_path: Path, capsys, legacy: b
 def test_a_pickled_module_is_refused_with_the_mend(tmp_path: Path, capsys):
     torch.save(network(), tmp_path / "module.pth")
     assert main(["inspect", str(tmp_path / "module.pth")]) == 1
-    assert "state_dict()" in capsys.readouterr().err
+    refusal = capsys.readouterr().err
+    assert f"holds pickled code ({type(network()).__module__}.Network) and was not run" in refusal
+    assert "state_dict()" in refusal
 
 
 def test_a_torchscript_archive_is_refused_without_the_advice_to_run_it(tmp_path: Path, capsys):

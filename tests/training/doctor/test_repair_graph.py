@@ -12,6 +12,7 @@ from foldserve.cli import main
 from training.doctor.read import read_subject
 from training.doctor.repair import Mended, mend_graph
 from training.errors import FileRefused
+from training.packaging import Exported
 
 
 def rest_of(model: onnx.ModelProto, *changed: str) -> bytes:
@@ -108,3 +109,15 @@ def test_a_statistic_that_its_type_cannot_hold_is_refused(tmp_path: Path, capsys
     assert main(["repair", str(file.write(tmp_path)), "--out", str(out), "--momentum", "0.1", "--updates", "9"]) == 1
     assert "is beyond float16" in capsys.readouterr().err
     assert not out.exists()
+
+
+def test_a_model_whose_batchnorm_is_folded_away_is_not_repaired(tmp_path: Path, exported: Exported, capsys):
+    source, out = exported.folder / "model.onnx", tmp_path / "out.onnx"
+    assert main(["repair", str(source), "--out", str(out), "--momentum", "0.1", "--updates", "9"]) == 1
+    assert "its 4 BatchNorms are folded away, statistics and all" in capsys.readouterr().err
+    assert not out.exists()
+
+
+def test_a_models_folder_is_told_which_file_to_name(exported: Exported, capsys):
+    assert main(["inspect", str(exported.folder)]) == 2
+    assert f"name a file, such as {exported.folder / 'model.onnx'}, or a run folder" in capsys.readouterr().err

@@ -230,6 +230,23 @@ def test_a_file_of_another_library_is_told_the_way(tmp_path: Path, capsys, name:
     assert words in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("none.txt", None, "none.txt cannot be read: No such file or directory\n"),
+        ("bad.json", "[", "expected one label a line, or JSON in a file named *.json\n"),
+    ],
+)
+def test_labels_that_cannot_be_read_are_told_in_a_sentence(tmp_path: Path, capsys, name: str, content, words: str):
+    if content is not None:
+        (tmp_path / name).write_text(content)
+    flags = ["--labels", str(tmp_path / name), "--models", str(tmp_path / "models")]
+    assert main(["import", str(Graph().write(tmp_path)), "--name", "x", *flags]) == 2
+    told = capsys.readouterr().err
+    assert told.startswith(f"foldserve: --labels {tmp_path / name}")
+    assert told.endswith(words)
+
+
 def test_labels_of_another_number_than_classes_are_refused(tmp_path: Path, capsys):
     (tmp_path / "labels.txt").write_text("a\nb\nc\n")
     flags = ["--labels", str(tmp_path / "labels.txt"), "--models", str(tmp_path / "models")]

@@ -43,7 +43,7 @@ def test_a_pretrained_cfg_without_a_filter_means_bicubic(tmp_path: Path, said: d
         (Wishes("resnet5"), "did you mean resnet50"),
         (Wishes("resnet50"), "takes 12 × 12 pixels, not 224 × 224"),
         (Wishes(size=13), "takes 12 × 12 pixels, not 13 × 13"),
-        (Wishes(mean=(0.1, 0.2)), "mean and std need 3 values"),
+        (Wishes(mean=(0.1, 0.2)), "mean and std need as many values as mode RGB has channels, 3"),
         (Wishes(std=(0.0,)), "std must be positive"),
     ],
 )

@@ -53,7 +53,7 @@ def _choose(
     """The rule for this operator on these inputs, or None where they are all constant."""
     if key in ASKED_ALWAYS or any(isinstance(value, Images) for value in inputs):
         if key not in rules:
-            raise Unproven(f"has no rule: no rule for op {key[1]}")
+            raise Unproven(f"cannot be followed: no rule for op {key[1]}")
         return rules[key]
     for kind, table in ((Slots, slots.RULES), (Sizes, sizes.RULES)):
         given = [value for value in inputs if isinstance(value, kind)]

@@ -66,7 +66,7 @@ def of_constants(call: Call, *, has_rule: bool) -> tuple[Fixed, ...]:
         return (_constant_node(call),)
     if not _is_standard(call):
         if not has_rule:
-            raise Unproven(f"has no rule: no rule for op {call.operator}")
+            raise Unproven(f"cannot be followed: no rule for op {call.operator}")
         return tuple(Fixed(None) for _ in call.node.output)
     inputs = [None if value is None else as_fixed(value) for value in call.inputs]
     outputs = _inferred(call, inputs)
