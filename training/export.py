@@ -123,12 +123,18 @@ def _labelled(split: Split) -> Labelled:
 
 
 def real_images(trained: Trained) -> NDArray[np.uint8]:
-    """Return at least FEWEST_IMAGES images of the data set, test images first, uint8 (N, height, width, channels)."""
+    """Return ENOUGH_IMAGES images of the data set or all, test images first, uint8 (N, height, width, channels).
+
+    Raises ExportRefused where there are fewer than FEWEST_IMAGES.
+    """
     parts = (trained.dataset.test, trained.dataset.validation, trained.dataset.training)
-    chosen = [part.images[: parity.FEWEST_IMAGES] for part in parts]  # files are decoded here, so only what is needed
-    images: NDArray[np.uint8] = np.concatenate(chosen)[: parity.FEWEST_IMAGES]
+    chosen = [part.images[: parity.ENOUGH_IMAGES] for part in parts]  # files are decoded here, so only what is needed
+    images: NDArray[np.uint8] = np.concatenate(chosen)[: parity.ENOUGH_IMAGES]
     if len(images) < parity.FEWEST_IMAGES:
-        raise ExportRefused(f"the check needs {parity.FEWEST_IMAGES} real images, the data set has {len(images)}")
+        raise ExportRefused(
+            f"the check needs {parity.FEWEST_IMAGES} real images, the data set has {len(images)}; add some, and train "
+            "anew"
+        )
     return images
 
 

@@ -12,7 +12,7 @@ from service.manifest import Parity
 from training.errors import ExportRefused
 
 BATCH_SIZES = (1, 2, 7, 64)
-FEWEST_IMAGES = 1000
+FEWEST_IMAGES, ENOUGH_IMAGES = 8, 1000
 # Rounding in another order costs about as much as rounding does, so twice the noise is usual at the worst image, and
 # 8 times leaves room for a small sample; a wrong fold or a wrong axis is off by thousands.
 ROOM = 8
@@ -47,12 +47,13 @@ def check(
     """Run the artifact at each of BATCH_SIZES over all images and hold it against the reference.
 
     Raises ExportRefused when a logit is off by more than rounding explains. A label that flips within that was a tie of
-    two classes closer than twice the limit; flips are counted.
+    two classes closer than twice the limit; flips are counted. Images are repeated where they do not fill a batch.
     """
     worst, flips = 0.0, 0
     for batch_size in BATCH_SIZES:
-        batches = [run(images[start : start + batch_size]) for start in range(0, len(images), batch_size)]
-        logits = np.concatenate(batches).astype(np.float64)
+        filled = images[np.arange(batch_size) % len(images)] if len(images) < batch_size else images
+        batches = [run(filled[start : start + batch_size]) for start in range(0, len(filled), batch_size)]
+        logits = np.concatenate(batches)[: len(images)].astype(np.float64)
         if not np.isfinite(logits).all():
             raise ExportRefused(f"at batch {batch_size} a logit is not finite; nothing was written")
         worst = max(worst, float(np.abs(logits - wanted.logits).max()))

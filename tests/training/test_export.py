@@ -17,10 +17,12 @@ from training_support import QUICK, hush
 
 from service.artifact import MANIFEST_KEY, Artifact
 from service.engine import choose_device, open_engine
+from training.data import Split
 from training.export import export, real_images
 from training.loop import Normalize
 from training.normalization import batch_norms
 from training.packaging import GOLDEN_ROOM, Exported
+from training.parity import Reference, check
 from training.run import Trained
 
 
@@ -209,3 +211,22 @@ def test_a_batchnorm_that_stays_is_in_the_graph_and_in_the_manifest(tmp_path: Pa
     assert [record.norm for record in kept.manifest.kept] == ["norm"]
     nodes = [node.op_type for node in onnx.load(kept.folder / "model.onnx").graph.node]
     assert nodes.count("BatchNormalization") == 1
+
+
+def test_a_small_data_set_is_checked_with_all_its_images_at_full_batches(tmp_path: Path, trained: Trained):
+    few = Split(trained.dataset.test.images[:10], trained.dataset.test.targets[:10])
+    dataset = replace(trained.dataset, training=few, validation=few, test=few)
+    small = export(replace(trained, dataset=dataset), tmp_path / "models", "digits", say=hush)
+    assert (small.parity.images, small.parity.batch_sizes) == (30, (1, 2, 7, 64))
+    Artifact.load(small.folder)
+
+
+def test_images_that_do_not_fill_a_batch_are_repeated_in_it():
+    images, sizes = np.arange(30, dtype=np.uint8).reshape(30, 1, 1, 1), set()
+
+    def run(batch):
+        sizes.add(len(batch))
+        return batch.reshape(len(batch), 1).astype(np.float32)
+
+    seen = check(run, images, Reference(np.arange(30.0).reshape(30, 1), float32_noise=0.0))
+    assert (max(sizes), seen.images, seen.max_abs_difference) == (64, 30, 0.0)

@@ -11,10 +11,10 @@ from service.wording import counted
 from training.data.folders import SUFFIXES
 from training.errors import DataError
 from training.exact.convert import Labelled, Material
+from training.parity import FEWEST_IMAGES
 
 CHECKED = 64
 CALIBRATION = 256  # 10³ and fewer do (Wu & Johnson 2021, arXiv 2105.07576, section 3)
-FEWEST = 8
 COARSE = 8  # made-up images have about this many patches a side, as photos have areas
 
 
@@ -34,8 +34,10 @@ def folder_images(folder: Path, spec: Preprocessing, most: int = CHECKED) -> tup
             classes.append(paths[index].parent.name)
         except (ServiceError, OSError):
             continue  # a broken picture in a folder of thousands is usual
-    if len(images) < FEWEST:
-        raise DataError(f"--data {folder}: {counted(len(images), 'image')} could be read, at least {FEWEST} are needed")
+    if len(images) < FEWEST_IMAGES:
+        raise DataError(
+            f"--data {folder}: {counted(len(images), 'image')} could be read, at least {FEWEST_IMAGES} are needed"
+        )
     return np.stack(images), classes
 
 
