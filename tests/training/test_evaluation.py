@@ -11,6 +11,7 @@ import pytest
 
 from foldserve.cli import main
 from training.evaluation.measures import calibration, class_scores, confusion, probabilities, worst
+from training.packaging import Exported
 from training.run import Trained
 
 REPORT = {
@@ -81,9 +82,8 @@ def test_the_report_lies_in_the_run_by_default_and_can_be_written_again(finished
     assert (run / "evaluation" / "evaluation.json").read_bytes() == before
 
 
-def test_a_models_card_gets_the_evaluation_once(finished_run: Path, tmp_path: Path):
-    model = tmp_path / "model" / "1"
-    model.mkdir(parents=True)
+def test_a_models_card_gets_the_evaluation_once(finished_run: Path, exported: Exported, tmp_path: Path):
+    model = shutil.copytree(exported.folder, tmp_path / "model" / "1")
     (model / "README.md").write_text("# mine, version 1\n\n## Each BatchNorm\n\nas it was\n")
     for _ in range(2):
         assert main(["evaluate", str(finished_run), "--out", str(tmp_path / "out"), "--card", str(model)]) == 0
@@ -94,12 +94,29 @@ def test_a_models_card_gets_the_evaluation_once(finished_run: Path, tmp_path: Pa
     assert card.count("\n| ") == 11, "a head and ten digits"
 
 
+def test_a_card_of_another_runs_model_is_left_alone(finished_run: Path, exported: Exported, tmp_path: Path, capsys):
+    run = shutil.copytree(finished_run, tmp_path / "run")
+    result = json.loads((run / "result.json").read_text())
+    (run / "result.json").write_text(json.dumps(result | {"seed": 7}))
+    before = (exported.folder / "README.md").read_bytes()
+    assert main(["evaluate", str(run), "--out", str(tmp_path / "out"), "--card", str(exported.folder)]) == 2
+    assert "is another run's: its seed is 0, this run's 7; export this run" in capsys.readouterr().err
+    assert (exported.folder / "README.md").read_bytes() == before
+
+
+def test_a_model_without_its_card_is_named(finished_run: Path, exported: Exported, tmp_path: Path, capsys):
+    model = shutil.copytree(exported.folder, tmp_path / "1")
+    (model / "README.md").unlink()
+    assert main(["evaluate", str(finished_run), "--out", str(tmp_path / "out"), "--card", str(model)]) == 1
+    assert f"{model}/README.md is missing" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     "arguments, code, words",
     [
         (["nowhere"], 1, "nowhere is not a run folder"),
         (["RUN", "--worst", "0"], 2, "--worst 0: expected at least 1"),
-        (["RUN", "--card", "nowhere"], 1, r"nowhere/README\.md is missing"),
+        (["RUN", "--card", "nowhere"], 1, r"nowhere/model\.onnx cannot be read"),
     ],
 )
 def test_what_cannot_be_evaluated_is_one_line(

@@ -35,6 +35,7 @@ from training.run import Trained
 
 FOLDER = "evaluation"
 CARD_HEADING = "## Evaluation\n"
+OF_THE_RUN = ("dataset", "architecture", "seed", "best_epoch", "test_accuracy", "seconds")  # no two runs have all alike
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,15 +96,19 @@ def write_evaluation(trained: Trained, found: Evaluation, folder: Path) -> list[
 def for_card(trained: Trained, model: Path) -> Trained:
     """Return the part of a run that an artifact's folder holds: one domain, where each has BatchNorm of its own.
 
-    Raises ArtifactError where the model cannot be read, UsageError where it is of none of the domains.
+    Raises ArtifactError where the model cannot be read, UsageError where it is another run's or of none of the domains.
     """
-    domains = trained.by_domain()
-    if not domains:
-        return trained
-    domain = Artifact.load(model).manifest.training.get("dataset")
-    if domain not in domains:
+    told, domains = Artifact.load(model).manifest.training, trained.by_domain()
+    domain = str(told.get("dataset"))
+    if domains and domain not in domains:
         raise UsageError(f"{model} is of {domain}, expected one of the run's domains: {', '.join(domains)}")
-    return domains[domain]
+    part = domains[domain] if domains else trained
+    if other := next((key for key in OF_THE_RUN if told.get(key) != part.result.get(key)), None):
+        raise UsageError(
+            f"{model} is another run's: its {other} is {told.get(other)}, this run's {part.result.get(other)}; export "
+            "this run, or name the model that it became"
+        )
+    return part
 
 
 def write_card(trained: Trained, found: Evaluation, model: Path) -> Path:
