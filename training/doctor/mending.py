@@ -109,6 +109,8 @@ def _refuse_unmendable(path: Path, subject: Subject, model: onnx.ModelProto) -> 
 
 def _exactly(order: Repair, subject: Subject) -> tuple[Mended, ...]:
     layers = with_updates(subject.layers, order.updates)
+    if not layers and not subject.missing:
+        raise UsageError(f"{order.path} holds no BatchNorm: there is nothing to repair")
     if not layers:
         raise UsageError(f"{order.path} holds no BatchNorm with statistics; re-estimate from images: --data FOLDER")
     mended = tuple(without_initial_share(layer) for layer in layers)

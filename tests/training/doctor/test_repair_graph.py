@@ -5,8 +5,10 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+import torch
 from foreign_support import CLASSES, FILTERS, Graph
 from onnx import helper
+from safetensors.torch import save_file
 
 from foldserve.cli import main
 from training.doctor.read import read_subject
@@ -121,3 +123,12 @@ def test_a_model_whose_batchnorm_is_folded_away_is_not_repaired(tmp_path: Path, 
 def test_a_models_folder_is_told_which_file_to_name(exported: Exported, capsys):
     assert main(["inspect", str(exported.folder)]) == 2
     assert f"name a file, such as {exported.folder / 'model.onnx'}, or a run folder" in capsys.readouterr().err
+
+
+def test_a_file_without_batchnorm_is_told_that_there_is_nothing_to_repair(tmp_path: Path, capsys):
+    save_file({"conv.weight": torch.ones(4, 3, 3, 3)}, tmp_path / "plain.safetensors")
+    out = tmp_path / "out.safetensors"
+    arguments = ["repair", str(tmp_path / "plain.safetensors"), "--out", str(out), "--momentum", "0.1"]
+    assert main(arguments) == 2
+    assert "holds no BatchNorm: there is nothing to repair" in capsys.readouterr().err
+    assert not out.exists()
