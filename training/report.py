@@ -120,10 +120,12 @@ def read_result(run: Path) -> dict[str, Any]:
     """Return what came of the run. Raises RunError where it has not ended, or the file is none that a run writes."""
     try:
         result = json.loads((run / RESULT_FILE).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise RunError(f"{run / RESULT_FILE} is missing: the run has not ended; continue it with --resume") from None
     except (OSError, ValueError):
         result = None
     if not isinstance(result, dict):
-        raise RunError(f"{run / RESULT_FILE} is missing: the run has not ended; continue it with --resume")
+        raise RunError(f"{run / RESULT_FILE} is damaged; --resume of the run writes it anew")
     return result
 
 

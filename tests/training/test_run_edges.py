@@ -13,7 +13,7 @@ from training_support import QUICK, disk_of, hush, write_photos
 from foldserve.cli import main
 from training.checkpoint import load_checkpoint, save_checkpoint
 from training.errors import Diverged, RunError
-from training.report import read_metrics, recorder
+from training.report import read_metrics, read_result, recorder
 from training.run import Trained, build_network, load_run, train
 
 PHOTOS = replace(QUICK, dataset="folder:photos", size=10, validation_images=4, workers=0, batch_size=4, epochs=1)
@@ -195,3 +195,13 @@ def test_data_are_compared_before_a_network_of_another_shape_would_be_blamed(pho
         train(PHOTOS, photo_run, data_dir=photo_run.parent, resume=True, say=hush)
     with pytest.raises(RunError, match=r"best\.safetensors: the data set has changed since then"):
         load_run(photo_run, photo_run.parent)
+
+
+def test_a_damaged_result_is_told_from_one_that_is_missing_and_is_written_anew(tmp_path: Path, finished_run: Path):
+    run = shutil.copytree(finished_run, tmp_path / "run")
+    whole = read_result(run)
+    (run / "result.json").write_text("{")
+    with pytest.raises(RunError, match=r"result\.json is damaged; --resume of the run writes it anew"):
+        load_run(run)
+    train(QUICK, run, resume=True, say=hush)
+    assert read_result(run)["test_accuracy"] == whole["test_accuracy"]

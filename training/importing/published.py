@@ -123,11 +123,16 @@ def _timm(path: Path) -> Published:
     try:
         read = json.loads(path.read_text(encoding="utf-8"))
         config = read.get("pretrained_cfg", read)
-        _, height, width = config["input_size"]
+        height, width = map(int, config["input_size"][1:])
         crop_pct = float(config.get("crop_pct") or CROP_PCT)
-        mean, std = tuple(config["mean"]), tuple(config["std"])
-    except (OSError, ValueError, AttributeError, TypeError, KeyError) as error:
-        raise UsageError(f"{path} is not timm's pretrained_cfg: {error!r}") from None
+        mean, std = tuple(map(float, config["mean"])), tuple(map(float, config["std"]))
+    except OSError as error:
+        raise UsageError(f"--preprocessing {path} cannot be read: {error.strerror}") from None
+    except (ValueError, AttributeError, TypeError, KeyError):
+        raise UsageError(
+            f"--preprocessing {path} is not timm's pretrained_cfg: expected JSON with input_size, as [3, 224, 224], "
+            "mean and std"
+        ) from None
     filter_ = config.get("interpolation") or INTERPOLATION
     if filter_ not in FILTERS:
         raise UsageError(f"{path}: interpolation {filter_} is not known; there are {', '.join(FILTERS)}")

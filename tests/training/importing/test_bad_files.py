@@ -234,7 +234,12 @@ def test_a_file_of_another_library_is_told_the_way(tmp_path: Path, capsys, name:
     ("name", "content", "words"),
     [
         ("none.txt", None, "none.txt cannot be read: No such file or directory\n"),
-        ("bad.json", "[", "expected one label a line, or JSON in a file named *.json\n"),
+        *[
+            (f"bad{number}.json", content, 'in a file named *.json, ["cat", "dog"], {"0": "cat"} or {"cat": 0}\n')
+            for number, content in enumerate(
+                ["[", "3", "null", '"abcd"', "[]", "[[],[],[],[]]", "[null,1,2,3]", '[{"x":1},2,3,4]', '{"a":"b"}']
+            )
+        ],
     ],
 )
 def test_labels_that_cannot_be_read_are_told_in_a_sentence(tmp_path: Path, capsys, name: str, content, words: str):

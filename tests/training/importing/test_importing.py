@@ -278,6 +278,7 @@ def test_labels_that_do_not_fit_are_refused(tmp_path: Path, models: Path, conten
         "cat\ndog\nowl\nfox\n",
         '["cat", "dog", "owl", "fox"]',
         '{"0": "cat", "1": "dog", "2": "owl", "3": ["n1", "fox"]}',
+        '{"fox": 3, "cat": 0, "owl": 2, "dog": 1}',
     ],
 )
 def test_labels_come_by_line_or_as_json(tmp_path: Path, models: Path, content: str):

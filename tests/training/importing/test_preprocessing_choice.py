@@ -50,3 +50,13 @@ def test_a_pretrained_cfg_without_a_filter_means_bicubic(tmp_path: Path, said: d
 def test_preprocessing_that_cannot_be_is_wrong_usage(wishes: Wishes, words: str):
     with pytest.raises(UsageError, match=words):
         choose(wishes, 3, (12, 12))
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["3", "null", "[]", "{}", "{", '{"pretrained_cfg": 4}', '{"input_size": [3, "a", 2], "mean": [0], "std": [1]}'],
+)
+def test_what_is_no_pretrained_cfg_is_told_what_one_holds(tmp_path: Path, content: str):
+    (tmp_path / "cfg.json").write_text(content)
+    with pytest.raises(UsageError, match=r"cfg\.json is not timm's pretrained_cfg: expected JSON with input_size, as"):
+        choose(Wishes(str(tmp_path / "cfg.json")), 3, None)
