@@ -9,7 +9,7 @@ from service.classifier import Answered, Outcome
 from service.errors import ServiceError
 from service.independence.receipts import Receipt
 from service.manifest import Form
-from service.postprocessing import top_k
+from service.postprocessing import rank
 from service.problems import problem
 from service.repository import Model
 
@@ -41,7 +41,7 @@ def _prediction(
 ) -> dict[str, Any]:
     if isinstance(outcome, ServiceError):
         return {"error": problem(outcome)}
-    top = [{"label": one.label, "index": one.index, "score": one.score} for one in top_k(outcome.logits, labels, k)]
+    top = [{"label": labels[index], "index": index, "score": score} for index, score in rank(outcome.logits, k)]
     logits = (
         {"logits": outcome.logits.astype(np.float64).tolist()} if with_logits else {}
     )  # exact, so the bits read back
