@@ -151,6 +151,7 @@ class Service:
         except TimeoutError:
             self.is_stuck = True
             logger.error("a run did not end in time; giving it up")
+        self.metrics.refresh()  # other processes tell of what this one counted
 
     def models(self) -> list[Model]:
         """Return what is served, by name, each in its stable version."""
@@ -280,6 +281,10 @@ class Service:
 
     def _is_ending(self) -> bool:
         return self.status in {"draining", "failed"}
+
+    async def refresh_metrics(self) -> None:
+        """Bring up to date, in every process, what is read only when somebody asks."""
+        await self.crew.tell_all("refresh metrics", {})
 
     async def _refresh_metrics(self, _: Mapping[str, Any]) -> None:
         self.metrics.refresh()

@@ -66,7 +66,7 @@ class Metrics:
         return generate_latest(self._registry if self._merged is None else self._merged)
 
     def refresh(self) -> None:
-        """Bring the gauges up to date that are read only when somebody asks."""
+        """Bring up to date what is read only when somebody asks, in this process."""
         for model in self._shelf.open_models:
             model.refresh()
 
@@ -91,6 +91,7 @@ class Metrics:
 
     def counts(self) -> dict[tuple[str, str], list[tuple[str, dict[str, str], float]]]:
         """Return by model and version what was counted of them, over all workers: name, labels, value."""
+        self.refresh()
         found: defaultdict[tuple[str, str], list[tuple[str, dict[str, str], float]]] = defaultdict(list)
         for family in (self._registry if self._merged is None else self._merged).collect():
             for name, labels, value in (sample[:3] for sample in family.samples):

@@ -1,6 +1,8 @@
 """The instruments of one model's version: what its batcher, its runner, its decoder and its requests tell of."""
 
+import contextlib
 from collections import Counter as Counts
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -11,11 +13,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.manifest import Manifest
+from service.tallies import Tally
 
 Stage = Literal["read", "decode", "queue", "infer", "encode"]
 
 STAGES: tuple[Stage, ...] = get_args(Stage)
 OUTCOMES = {True: "ok", False: "failed"}
+HANDED_OVER_EVERY = 256  # requests
+GRIDS_HELD = 8  # of as many runs: one by one, a small model would pay more for calls than for sums
 SAMPLED_SIDE = 32  # drift looks at a grid of at most about 32 × 32 pixels of an image: a few microseconds
 
 
@@ -42,18 +47,21 @@ class ModelMetrics:
         self._depths: list[tuple[Any, Callable[[], int]]] = []
         self._set("model_info", 1, form, digest)
         self._degraded = self._set("degraded", 0)
-        self._batches, self._confidence = self._of("batch_size"), self._of("confidence")
+        self._tallies: list[Tally] = []
+        self._batches, self._confidence = self._tally("batch_size"), self._tally("confidence")
         self._rows, self._padding = self._of("executed_rows"), self._of("padding_rows")
         self._shared, self._hits, self._misses = self._of("shared"), self._of("cache_hits"), self._of("cache_misses")
-        self._stages = {stage: self._of("stage_duration_seconds", stage) for stage in STAGES}
+        self._stages = {stage: self._tally("stage_duration_seconds", stage) for stage in STAGES}
         self._dropped = {reason: self._of("dropped", reason) for reason in ("cancelled", "deadline")}
         self._labels = [self._of("predictions", label) for label in manifest.labels] if manifest else []
         self._outcomes: dict[str, Any] = {}
-        self._requests = {is_ok: self._of("request_duration_seconds", OUTCOMES[is_ok]) for is_ok in (True, False)}
+        self._until_handed_over = HANDED_OVER_EVERY
+        self._requests = {is_ok: self._tally("request_duration_seconds", OUTCOMES[is_ok]) for is_ok in (True, False)}
         self._drift = _Drift(self, manifest) if manifest is not None and manifest.pixels is not None else None
 
     def retire(self) -> None:
         """Take back what says that the model is served; what was counted stays, as counters must."""
+        self._hand_over()
         self._shelf.open_models.discard(self)
         for name, labels in self._gauges:
             key = (name, *self._own, *labels)
@@ -81,8 +89,9 @@ class ModelMetrics:
         """Record what images (N, height, width, channels) looked like and what they were taken for, logits (N, K)."""
         best = logits.max(axis=1, keepdims=True)
         confidences = 1.0 / np.exp(logits - best).sum(axis=1)
-        for index, confidence in zip(logits.argmax(axis=1).tolist(), confidences.tolist(), strict=True):
-            self._labels[index].inc()
+        for index, count in Counts(logits.argmax(axis=1).tolist()).items():
+            self._labels[index].inc(count)
+        for confidence in confidences.tolist():
             self._confidence.observe(confidence)
         if self._drift is not None:
             self._drift.saw(images)
@@ -122,6 +131,9 @@ class ModelMetrics:
     def request(self, seconds: float, *, is_ok: bool) -> None:
         """Record how long a request took from its head to the first byte of its answer."""
         self._requests[is_ok].observe(seconds)
+        self._until_handed_over -= 1
+        if self._until_handed_over <= 0:
+            self._hand_over()
 
     def outcome(self, outcome: str) -> None:
         """Count an answered image."""
@@ -135,7 +147,8 @@ class ModelMetrics:
         self._depths = [(self._set("pending_request_count", 0), admitted), (self._set("queue_depth", 0), waiting)]
 
     def refresh(self) -> None:
-        """Ask for the gauges that are read only when somebody asks."""
+        """Count what was held back, and ask for the gauges that are read only when somebody asks."""
+        self._hand_over()
         for gauge, read in self._depths:
             gauge.set(read())
 
@@ -156,6 +169,18 @@ class ModelMetrics:
         finally:
             self._stages[stage].observe(perf_counter() - started)
 
+    def _hand_over(self) -> None:
+        self._until_handed_over = HANDED_OVER_EVERY
+        for tally in self._tallies:
+            tally.hand_over()
+        if self._drift is not None:
+            self._drift.hand_over()
+
+    def _tally(self, name: str, *labels: str) -> Tally:
+        tally = Tally(self._of(name, *labels))
+        self._tallies.append(tally)
+        return tally
+
     def _of(self, name: str, *labels: str) -> Any:
         return self._shelf.by_name[name].labels(*self._own, *labels)
 
@@ -172,6 +197,7 @@ class _Drift:
 
     def __init__(self, metrics: ModelMetrics, manifest: Manifest) -> None:
         assert manifest.pixels is not None
+        self._held: deque[NDArray[np.uint8]] = deque()
         self._count = metrics._of("input_pixels")  # noqa: SLF001 - one module, one owner of the instruments
         self._sums, self._squares = [], []
         for index, (mean, std) in enumerate(zip(manifest.pixels.mean, manifest.pixels.std, strict=True)):
@@ -182,9 +208,21 @@ class _Drift:
             self._squares.append(metrics._of("input_pixel_square_sum", channel))  # noqa: SLF001
 
     def saw(self, images: NDArray[np.uint8]) -> None:
-        """Add a grid of the pixels of images (N, height, width, channels)."""
+        """Hold a grid of the pixels of images (N, height, width, channels) until there are enough to be summed."""
         steps = [max(1, side // SAMPLED_SIDE) for side in images.shape[1:3]]
-        sampled = images[:, :: steps[0], :: steps[1]].reshape(-1, images.shape[3]).astype(np.float32)
+        self._held.append(images[:, :: steps[0], :: steps[1]].reshape(-1, images.shape[3]))
+        if len(self._held) >= GRIDS_HELD:
+            self.hand_over()
+
+    def hand_over(self) -> None:
+        """Add what is held to the sums."""
+        grids = []
+        with contextlib.suppress(IndexError):  # all of them, or another thread took the rest
+            while True:
+                grids.append(self._held.popleft())
+        if not grids:
+            return
+        sampled = np.concatenate(grids).astype(np.float32)
         self._count.inc(len(sampled))
         ones = np.ones(len(sampled), np.float32)  # products with it are sums, ten times as fast as a sum over columns
         totals, squares = (ones @ sampled).tolist(), (ones @ sampled**2).tolist()

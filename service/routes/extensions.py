@@ -20,17 +20,18 @@ router = APIRouter(prefix="/v2", tags=["open inference protocol"], dependencies=
 async def all_statistics(service: ServiceDependency) -> dict[str, Any]:
     """Tell counts and durations of every version that is loaded, over all workers."""
     loaded = [one for deployment in service.deployments() for one in deployment.classifiers()]
-    return _told(service, loaded)
+    return await _told(service, loaded)
 
 
 @router.get(MODEL + "/stats")
 @router.get(VERSION + "/stats")
 async def statistics(name: str, request: Request, service: ServiceDependency, version: str = "") -> dict[str, Any]:
     """Tell counts and durations of one version, by default of the stable one."""
-    return _told(service, [find(request, service, name, version)])
+    return await _told(service, [find(request, service, name, version)])
 
 
-def _told(service: Service, classifiers: Iterable[Classifier]) -> dict[str, Any]:
+async def _told(service: Service, classifiers: Iterable[Classifier]) -> dict[str, Any]:
+    await service.refresh_metrics()
     counts = service.metrics.counts()
     models = [one.model for one in classifiers]
     told = [statistics_of(one.name, one.version, counts.get((one.name, str(one.version)), ())) for one in models]

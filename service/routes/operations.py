@@ -51,7 +51,7 @@ async def ready(service: ServiceDependency) -> HealthBody:
 @router.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
 async def metrics(service: ServiceDependency) -> Response:
     """Prometheus's text format."""
-    await service.crew.tell_all("refresh metrics", {})
+    await service.refresh_metrics()
     return Response(service.metrics.exposition(), media_type=CONTENT_TYPE)
 
 
