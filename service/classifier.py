@@ -20,10 +20,11 @@ from service.independence.receipts import Receipt, logits_digest, pixels_digest
 from service.independence.spotcheck import SpotCheck
 from service.lookahead import Turn
 from service.model_metrics import ModelMetrics
-from service.preprocessing import QUICK_PIXELS, Accepted, Hold, decode, is_quick
+from service.preprocessing import Accepted, Hold, decode
 from service.queueing import Priority
 from service.repository import Model
 from service.running import Job, Logits, Pixels, Runner
+from service.small_files import QUICK_PIXELS, is_quick
 from service.tracing import stage
 
 EXAMINED_AFTER_S = (0.0, 0.5, 2.0)  # so that a passing shortage of memory is no end

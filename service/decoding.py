@@ -15,7 +15,8 @@ from contextlib import AbstractContextManager, contextmanager
 from typing import Protocol, TypeVar
 
 from service.errors import DeadlineExceeded
-from service.preprocessing import QUICK_PIXELS, Hold, hold_nothing
+from service.preprocessing import Hold, hold_nothing
+from service.small_files import QUICK_PIXELS
 
 Decoded = TypeVar("Decoded")
 

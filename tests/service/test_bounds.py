@@ -11,7 +11,7 @@ from PIL import Image
 from support import Engines, assert_problem, encode, predict_scope, random_pixels, running, until
 
 from service.config import Settings
-from service.preprocessing import QUICK_BYTES
+from service.small_files import QUICK_BYTES
 
 FILES = [encode(Image.fromarray(one), "PNG") for one in random_pixels(3, side=40, seed=11)]
 IMAGE = FILES[0]

@@ -12,7 +12,8 @@ from PIL import Image
 from support import black_png, encode, photo, png, png_chunk, spec_for
 
 from service.errors import ConfigurationError, InvalidImage, ServiceError, TooLarge, UnsupportedFormat
-from service.preprocessing import QUICK_BYTES, Accepted, decode, is_quick, open_formats
+from service.preprocessing import Accepted, decode, open_formats
+from service.small_files import QUICK_BYTES, is_quick
 
 FORMATS = Accepted().formats
 FILES = {kind: encode(photo(), kind) for kind in FORMATS}
