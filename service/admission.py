@@ -1,6 +1,7 @@
 """How many items are let in at once, how fast they go, and when to come again. Knows no item, queue or lane."""
 
 import math
+from collections.abc import Callable
 
 from service.errors import QueueFull
 
@@ -11,7 +12,8 @@ MAX_RETRY_AFTER_S = 60
 class Admission:
     """Counts items that were let in and are not answered yet; `lanes` work on them at the same time."""
 
-    def __init__(self, limit: int, lanes: int) -> None:
+    def __init__(self, limit: int, lanes: int, on_empty: Callable[[], None]) -> None:
+        self.on_empty = on_empty
         self._limit = limit
         self._lanes = lanes
         self._seconds_per_item = 0.0
@@ -37,3 +39,22 @@ class Admission:
         """Take a run of one lane into account."""
         old = self._seconds_per_item or seconds_per_item
         self._seconds_per_item = MEMORY * old + (1 - MEMORY) * seconds_per_item
+
+
+class Admitted:
+    """Room for `count` items while the context is open. Entering raises QueueFull at once."""
+
+    __slots__ = ("_admission", "_count")
+
+    def __init__(self, admission: Admission, count: int) -> None:
+        self._admission = admission
+        self._count = count
+
+    def __enter__(self) -> None:
+        self._admission.check(self._count)
+        self._admission.count += self._count
+
+    def __exit__(self, *_: object) -> None:
+        self._admission.count -= self._count
+        if self._admission.count == 0:
+            self._admission.on_empty()

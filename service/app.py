@@ -33,7 +33,7 @@ from service.errors import (
 from service.inference import Service
 from service.logs import REQUEST
 from service.metrics import Metrics
-from service.observing import REASON, ObserveRequests, route_of
+from service.observing import REASON, ObserveRequests, Observing, route_of
 from service.routes import (
     CERTIFICATE_HEADER,
     GUARANTEE_HEADER,
@@ -47,6 +47,7 @@ from service.routes import (
     v2,
     verify,
 )
+from service.routes.direct import Direct, HasScope
 from service.routes.shortcut import Shortcut
 from service.schemas import Problem
 from service.security import KeyRing
@@ -95,7 +96,8 @@ def create_app(
     app.state.service = service
     app.state.tracing = tracing or open_tracing(settings.otlp_endpoint)
     app.state.keys = KeyRing(settings.api_keys_file, public_predict=settings.public_predict)
-    app.user_middleware.extend(_layers(settings, metrics, app.state.tracing))
+    app.state.observing = Observing(metrics, app.state.tracing, settings.log_requests)
+    app.user_middleware.extend(_layers(settings, app.state.observing))
     routers = (one.router for one in (predict, verify, models, repository, operations, page, extensions, v2))
     for router in (*routers, v2.keyed):
         app.include_router(router)
@@ -118,16 +120,16 @@ def entry_of(app: FastAPI) -> ASGIApp:
     return enter
 
 
-def _layers(settings: Settings, metrics: Metrics, tracing: Tracing) -> list[Middleware]:
+def direct_of(app: FastAPI) -> Direct:
+    """Return what answers the usual call of /predict in the place of `app`."""
+    state = app.state
+    return Direct(state.service, state.keys, state.observing, _answer_any)
+
+
+def _layers(settings: Settings, observing: Observing) -> list[Middleware]:
     """Return what stands around every call, the outermost first."""
-    observing = Middleware(
-        ObserveRequests,
-        metrics=metrics,
-        tracing=tracing,
-        log_requests=settings.log_requests,
-        headers_of=certificate_headers,
-    )
-    layers = [observing, Middleware(Shortcut, answer=_answer_service_error)]
+    around = Middleware(ObserveRequests, observing=observing, headers_of=certificate_headers)
+    layers = [around, Middleware(Shortcut, answer=_answer_service_error)]
     if settings.cors_origins:
         layers.insert(0, Middleware(CORSMiddleware, allow_origins=settings.cors_origins, **CORS))
     return layers
@@ -173,15 +175,15 @@ class _LingeringResponse(Response):
 
 
 def _respond(
-    request: Request, document: dict[str, Any], headers: dict[str, str], kind: type[Response] = Response
+    request: HasScope, document: dict[str, Any], headers: dict[str, str], kind: type[Response] = Response
 ) -> Response:
     request.scope[REASON] = document["type"].removeprefix(problems.TYPE_PREFIX)
-    if request.url.path.startswith("/v2"):
+    if request.scope["path"].startswith("/v2"):
         document = {**document, "error": document["detail"]}  # what clients of the Open Inference Protocol read
     return kind(json.dumps(document, ensure_ascii=False), document["status"], headers, media_type=problems.MEDIA_TYPE)
 
 
-async def _answer_service_error(request: Request, error: Exception) -> Response:
+async def _answer_service_error(request: HasScope, error: Exception) -> Response:
     assert isinstance(error, ServiceError)
     without_frames(error)  # to be raised gave it frames, some of which hold the error itself beside the body
     if isinstance(error, TooLarge):
@@ -233,8 +235,19 @@ def _methods_at(request: Request) -> list[str]:
 async def _answer_surprise(request: Request, error: Exception) -> Response:
     service: Service = request.app.state.service
     service.metrics.request(route_of(request.scope), 500, "internal")  # this answer passes by ObserveRequests
-    logger.error("an answer failed in a way that nobody foresaw", exc_info=error)
     names = request.scope.get(REQUEST.name)
     headers = {name.decode(): value.decode() for name, value in certificate_headers(request.scope)}
     headers |= {} if names is None else {"x-request-id": names.request_id}
+    return _respond_to_surprise(request, error, headers)
+
+
+def _respond_to_surprise(request: HasScope, error: Exception, headers: dict[str, str]) -> Response:
+    logger.error("an answer failed in a way that nobody foresaw", exc_info=error)
     return _respond(request, problems.document_of(500, "internal", "the service failed; its log says why"), headers)
+
+
+async def _answer_any(request: HasScope, error: Exception) -> Response:
+    """Answer where no layer of the app stands around an endpoint."""
+    if isinstance(error, ServiceError):
+        return await _answer_service_error(request, error)
+    return _respond_to_surprise(request, error, {})

@@ -9,32 +9,21 @@ while one is in flight. A batch that fails is run again item by item, so that on
 """
 
 import asyncio
-import contextlib
 import time
 from collections import deque
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import Generic, Protocol, Self
+from typing import Generic, Self
 
-from service.admission import Admission
+from service.admission import Admission, Admitted
 from service.errors import InferenceFailed, NotReady
 from service.lanes import Lanes
-from service.lookahead import Lookahead, Turn, Watcher
+from service.lookahead import Lookahead, Observer, Turn
 from service.queueing import Item, Pending, Priority, PriorityQueue, Result, Waiter, fair_share
 
 MANY = 10**6  # more than any queue holds
 ENDED = "the batcher ended; see the log"
-
-
-class Observer(Watcher, Protocol):
-    """Told what happens, for metrics."""
-
-    def ran(self, size: int, queue_s: Sequence[float], run_s: float) -> None:
-        """`size` items ran together for `run_s` seconds, after each had waited its `queue_s`."""
-
-    def shared(self) -> None:
-        """A caller joined an item that was in flight already."""
 
 
 class Batcher(Generic[Item, Result]):
@@ -61,7 +50,7 @@ class Batcher(Generic[Item, Result]):
         self._max_queue_delay_s = max_queue_delay_ms / 1000
         self._threads = lanes
         self.lanes = Lanes(lanes, full)
-        self.admission = Admission(max_queue_size, lanes)
+        self.admission = Admission(max_queue_size, lanes, self._emptied)
         self._take_of = take  # of so many waiting, with so many idle lanes, how many does one lane run next?
         self._on_death = on_death
         self._clock = clock  # not the event loop's, which may tick in whole milliseconds
@@ -70,6 +59,7 @@ class Batcher(Generic[Item, Result]):
         self._in_flight: dict[Hashable, Pending[Item, Result]] = {}  # by key, until settled
         self._sleepers: deque[asyncio.Future[None]] = deque()  # lanes that wait for work
         self._tasks: list[asyncio.Task[None]] = []
+        self._ended = 0  # of these
         self._executor: ThreadPoolExecutor | None = None
         self._draining = False
         self.failure: BaseException | None = None
@@ -103,23 +93,26 @@ class Batcher(Generic[Item, Result]):
         """Items that were let in and are not answered yet."""
         return self.admission.count
 
-    @contextlib.contextmanager
-    def admit(self, count: int) -> Iterator[None]:
-        """Hold room for `count` items while they are prepared, queued and run. Raises QueueFull or NotReady at once."""
-        self.check_room(count)
-        self.admission.count += count
-        try:
-            yield
-        finally:
-            self.admission.count -= count
-            if self._draining and self.admission.count == 0:
-                self._wake_all()
+    def admit(self, count: int) -> Admitted:
+        """Return a context that holds room for `count` items while they are prepared, queued and run.
+
+        Raises NotReady; entering it raises QueueFull at once.
+        """
+        self._check_life()
+        return Admitted(self.admission, count)
 
     def check_room(self, count: int) -> None:
         """Raise QueueFull or NotReady when `count` items would not be let in now."""
+        self._check_life()
+        self.admission.check(count)
+
+    def _check_life(self) -> None:
         if self._draining or self.failure is not None:
             raise NotReady("the service is shutting down", retry_after_s=1)
-        self.admission.check(count)
+
+    def _emptied(self) -> None:
+        if self._draining:
+            self._wake_all()
 
     async def submit(
         self,
@@ -136,13 +129,16 @@ class Batcher(Generic[Item, Result]):
         flight it serves all who ask, each with his own deadline, and it goes with the highest of their priorities.
         Raises DeadlineExceeded when it passes, InferenceFailed when the item fails on its own.
         """
-        if self.failure is not None or all(task.done() for task in self._tasks):
+        if self.failure is not None or self._ended == len(self._tasks):
             raise NotReady("the service is shutting down", retry_after_s=1)
-        waiter: Waiter[Result] = Waiter(asyncio.get_running_loop().create_future(), deadline)
+        now = self._clock()
         waited_s = 0.0 if turn is None else turn.waited_s
-        pending = self._join(key, priority) or self._enqueue(item, priority, key, waited_s)
+        pending = self._join(key, priority) or self._enqueue(item, priority, key, now - waited_s)
+        future = asyncio.get_running_loop().create_future()
+        waiter: Waiter[Result] = Waiter(future, deadline, deadline - now, partial(self._left, pending))
         pending.waiters.append(waiter)
-        result = await waiter.outcome(self._clock(), partial(self._left, pending))
+        with waiter:
+            result: Result = await future
         if turn is not None:
             self.lookahead.learn(self._clock() - turn.given_at)
         return result
@@ -154,8 +150,8 @@ class Batcher(Generic[Item, Result]):
             self._observer.shared()
         return pending
 
-    def _enqueue(self, item: Item, priority: Priority, key: Hashable, waited_s: float) -> Pending[Item, Result]:
-        pending: Pending[Item, Result] = Pending(item, key, self._clock() - waited_s, priority)
+    def _enqueue(self, item: Item, priority: Priority, key: Hashable, queued_at: float) -> Pending[Item, Result]:
+        pending: Pending[Item, Result] = Pending(item, key, queued_at, priority)
         if key is not None:
             self._in_flight[key] = pending
         self._queue.put(pending)
@@ -290,6 +286,7 @@ class Batcher(Generic[Item, Result]):
                 await self._run([one])
 
     def _lane_ended(self, task: asyncio.Task[None]) -> None:
+        self._ended += 1
         error = None if task.cancelled() else task.exception()
         if error is None:
             return

@@ -11,6 +11,7 @@ from time import perf_counter
 import numpy as np
 from numpy.typing import NDArray
 
+from service.admission import Admitted
 from service.batching import Batcher
 from service.caching import AnswerCache
 from service.decoding import Decoders
@@ -43,6 +44,15 @@ class Answered:
 Outcome = Answered | ServiceError
 
 
+@dataclass(slots=True, eq=False)
+class Prepared:
+    """An image ready to be queued: its digest where runs are shared, and the turn that it waited for, if it had to."""
+
+    pixels: Pixels
+    digest: str | None
+    turn: Turn | None = None
+
+
 class Classifier:
     """One model with its queue. `cache` None: no run is shared, and no answer kept."""
 
@@ -67,6 +77,7 @@ class Classifier:
         self._certificate_digest = None if certificate is None else certificate.digest  # a hash of all that it says
         self._batcher = batcher
         self._decoders = decoders
+        self._preprocessing = model.manifest.preprocessing
         self._is_small = math.prod(model.manifest.preprocessing.size) <= QUICK_PIXELS
         self._accepted = accepted
         self._spot_check = spot_check
@@ -117,11 +128,16 @@ class Classifier:
         of `time.monotonic`, in seconds; `is_replay` runs each alone at the reference shape.
         Raises QueueFull or NotReady for all of them.
         """
-        classify_one = partial(self._classify_one, deadline=deadline, priority=priority, is_replay=is_replay)
-        with self._batcher.admit(len(images)):
+        with self.admit(len(images)):
+            common = partial(self.classify_one, deadline=deadline, priority=priority, is_replay=is_replay)
             if len(images) == 1:  # which is the usual case, and needs no task of its own
-                return [await classify_one(images[0], is_alone=True)]
-            return list(await asyncio.gather(*map(classify_one, images)))
+                shares = self.shares and not is_replay
+                return [await common(images[0], prepared=self._prepare_at_once(images[0], deadline, shares=shares))]
+            return list(await asyncio.gather(*(common(image, is_alone=False) for image in images)))
+
+    def admit(self, count: int) -> Admitted:
+        """Return a context that holds room for so many images. Raises NotReady; entering it raises QueueFull."""
+        return self._batcher.admit(count)
 
     async def answer(self, pixels: Pixels, *, deadline: float, priority: Priority) -> Logits:
         """Return the logits (classes,) of decoded pixels. Raises as `classify`, and DeadlineExceeded."""
@@ -148,18 +164,27 @@ class Classifier:
             raise MalformedRequest(f"model {self.model.name} has no certificate, so its answers have no receipts")
         return certificate.answer_digest
 
-    async def _classify_one(
+    async def classify_one(
         self,
         image: bytes | Pixels,
         *,
         deadline: float,
         priority: Priority,
-        is_replay: bool,
-        is_alone: bool = False,
+        is_replay: bool = False,
+        is_alone: bool = True,
+        prepared: Prepared | ServiceError | None = None,
     ) -> Outcome:
+        """Do as `classify` does for one image that was admitted; `is_alone` where its request has no other.
+
+        `prepared` is what `prepare_at_once` gave for it, if that was asked.
+        """
+        if isinstance(prepared, ServiceError):
+            return without_frames(prepared)
         try:
-            shares = self.shares and not is_replay
-            pixels, digest, turn = await self._prepare(image, deadline, priority, with_digest=shares, is_alone=is_alone)
+            if prepared is None:
+                shares = self.shares and not is_replay
+                prepared = await self._prepare(image, deadline, priority, with_digest=shares, is_alone=is_alone)
+            pixels, digest, turn = prepared.pixels, prepared.digest, prepared.turn
             logits = self._cached(pixels, digest)
             if logits is None:
                 started = perf_counter()
@@ -183,10 +208,30 @@ class Classifier:
                 self.on_answer(image, answered)
         return answered
 
+    def prepare_at_once(self, image: bytes, deadline: float) -> Prepared | ServiceError | None:
+        """Return a lone image prepared, where it is small and needs to wait behind nobody, or what is wrong with it.
+
+        None for any other, which `classify_one` prepares. Meant for many in a row.
+        """
+        return self._prepare_at_once(image, deadline, shares=self.shares)
+
+    def _prepare_at_once(
+        self, image: bytes | Pixels, deadline: float, *, shares: bool
+    ) -> Prepared | ServiceError | None:
+        if not (self._is_small and isinstance(image, bytes) and not self._batcher.lookahead and is_quick(image)):
+            return None
+        started = perf_counter()
+        work = self._decode_with_digest if shares else self._decode
+        try:
+            decoded = self._decoders.decode_at_once(work, image, deadline=deadline, observer=self.metrics)
+        except ServiceError as error:
+            return error
+        stage("decode", perf_counter() - started)
+        return None if decoded is None else Prepared(*decoded)
+
     async def _prepare(
         self, image: bytes | Pixels, deadline: float, priority: Priority, *, with_digest: bool, is_alone: bool
-    ) -> tuple[Pixels, str | None, Turn | None]:
-        """Return an image's pixels, their digest if asked for, and the turn that it waited for if it had to."""
+    ) -> Prepared:
         quick = is_alone and self._is_small and isinstance(image, bytes) and is_quick(image)
         is_work = isinstance(image, bytes) and not quick  # many quick ones in a row would hold the event loop together
         lookahead, turn = self._batcher.lookahead, None
@@ -201,14 +246,14 @@ class Classifier:
             if turn is not None:
                 lookahead.end()
         stage("decode", perf_counter() - started)
-        return pixels, digest, turn
+        return Prepared(pixels, digest, turn)
 
     async def _pixels(
         self, image: bytes | Pixels, deadline: float, *, with_digest: bool, is_quick: bool
     ) -> tuple[Pixels, str | None]:
         if not isinstance(image, bytes):
             return image, pixels_digest(image) if with_digest else None
-        work = partial(self._decode, with_digest=with_digest)
+        work = self._decode_with_digest if with_digest else self._decode
         return await self._decoders.decode(work, image, deadline=deadline, observer=self.metrics, is_quick=is_quick)
 
     def _suspect(self) -> None:
@@ -228,9 +273,12 @@ class Classifier:
                 return
         self._on_loss(EngineLost(f"model {self.model.name} fails even on its golden image: {problem}"))
 
-    def _decode(self, encoded: bytes, hold: Hold, *, with_digest: bool) -> tuple[Pixels, str | None]:
-        pixels = decode(encoded, self.model.manifest.preprocessing, self._accepted, hold)
-        return pixels, pixels_digest(pixels) if with_digest else None
+    def _decode_with_digest(self, encoded: bytes, hold: Hold) -> tuple[Pixels, str | None]:
+        pixels = decode(encoded, self._preprocessing, self._accepted, hold)
+        return pixels, pixels_digest(pixels)
+
+    def _decode(self, encoded: bytes, hold: Hold) -> tuple[Pixels, str | None]:
+        return decode(encoded, self._preprocessing, self._accepted, hold), None
 
     def _cached(self, pixels: Pixels, digest: str | None) -> Logits | None:
         if digest is None or self._cache is None or not self._cache.size:

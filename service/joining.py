@@ -25,6 +25,13 @@ class JoinedWrites:
             self._loop.call_soon(self._send)
         self._held.append(piece)
 
+    def write_at_once(self, piece: bytes) -> None:
+        """Send this, behind what is held."""
+        if self._held:
+            self.write(piece)
+        elif not self._transport.is_closing():
+            self._transport.write(piece)
+
     def write_eof(self) -> None:
         """Send what is held, then end this direction."""
         self._send()

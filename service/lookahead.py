@@ -9,8 +9,9 @@ answered too late is told so while he stands in line, before he costs anything, 
 import asyncio
 import statistics
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 from service.errors import DeadlineExceeded
@@ -30,6 +31,16 @@ class Watcher(Protocol):
 
     def dropped(self, reason: str) -> None:
         """A caller's item was not run for him: "cancelled" or "deadline"."""
+
+
+class Observer(Watcher, Protocol):
+    """Told what happens, for metrics."""
+
+    def ran(self, size: int, queue_s: Sequence[float], run_s: float) -> None:
+        """`size` items ran together for `run_s` seconds, after each had waited its `queue_s`."""
+
+    def shared(self) -> None:
+        """A caller joined an item that was in flight already."""
 
 
 @dataclass(slots=True, eq=False)
@@ -107,11 +118,14 @@ class Lookahead:
         if not self._line:
             self._given.clear()
             self._given.append(now)  # no turn, but the moment from which they are counted
-        waiter: Waiter[Turn] = Waiter(asyncio.get_running_loop().create_future(), deadline)
-        pending: Pending[None, Turn] = Pending(None, None, now, priority, [waiter])
+        pending: Pending[None, Turn] = Pending(None, None, now, priority)
+        future = asyncio.get_running_loop().create_future()
+        waiter: Waiter[Turn] = Waiter(future, deadline, deadline - now, partial(self._left, pending))
+        pending.waiters.append(waiter)
         self._line.put(pending)
         try:
-            return await waiter.outcome(now, lambda reason: self._left(pending, reason))
+            with waiter:
+                return await waiter.future
         except asyncio.CancelledError:
             if not waiter.future.cancelled() and waiter.future.exception() is None:  # given a turn in the same moment
                 self._observer.dropped("cancelled")

@@ -1,4 +1,4 @@
-"""What is said of each request: its id, its count, its log line, its trace. One bare ASGI layer around the app."""
+"""What is said of each request: its id, its count, its log line, its trace; around the app, one bare ASGI layer."""
 
 import asyncio
 import logging
@@ -29,59 +29,35 @@ Which = Literal["none", "errors", "all"]
 logger = logging.getLogger(__name__)
 
 
-class ObserveRequests:
-    """Names, counts, logs and traces every request; `headers_of` says what else its answer names.
-
-    Starlette's own kind of layer costs more than the answer.
-    """
+class Observing:
+    """Names, counts and logs requests, whichever way they are answered."""
 
     def __init__(
-        self,
-        app: ASGIApp,
-        metrics: Metrics,
-        tracing: Tracing,
-        log_requests: Which,
-        headers_of: HeadersOf,
-        late_every_s: float = LATE_EVERY_S,
+        self, metrics: Metrics, tracing: Tracing, log_requests: Which, late_every_s: float = LATE_EVERY_S
     ) -> None:
-        self._app = app
+        self.tracing = tracing
         self._metrics = metrics
-        self._tracing = tracing
-        self._headers_of = headers_of
         # Seeded by the system, which would otherwise be asked at each request, without the interpreter's lock.
         self._ids = random.Random()  # noqa: S311 - an id is no secret
         self._late, self._late_every_s, self._is_told_of_late = 0, late_every_s, False
         self._is_told = {"none": _never, "errors": _is_our_fault, "all": _always}[log_requests]
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one request."""
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-        names = names_of(scope["headers"], self._ids)
-        scope[REQUEST.name] = names
-        token = REQUEST.set(names)
-        started = perf_counter()
+    def names_of(self, headers: list[tuple[bytes, bytes]]) -> RequestNames:
+        """Return the names that the caller gave, with a new id where there is none."""
+        request_id, trace_id = given_names(headers)
+        return RequestNames(request_id or self.new_id(), trace_id)
 
-        async def observing_send(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                more = (*self._headers_of(scope), (b"x-request-id", names.request_id.encode()))
-                message = {**message, "headers": [*message.get("headers", ()), *more]}
-                self._tell(scope, message["status"], perf_counter() - started)
-            await send(message)
+    def new_id(self) -> str:
+        """Return a name for a request that came without one."""
+        return f"{self._ids.getrandbits(128):032x}"
 
-        try:
-            with self._tracing.request(scope):
-                await self._app(scope, receive, observing_send)
-        finally:
-            REQUEST.reset(token)
-
-    def _tell(self, scope: Scope, status: int, seconds: float) -> None:
+    def answered(self, scope: Scope, status: int, seconds: float) -> None:
+        """Tell of a request that is answered, `seconds` after its head came."""
         route, reason = route_of(scope), scope.get(REASON, "ok")
         self._metrics.request(route, status, reason)
         if scope["method"] in ASKING and (classifier := scope.get("state", {}).get("classifier")) is not None:
             classifier.metrics.request(seconds, is_ok=status < 400)
-        self._tracing.answered(route, status, reason)
+        self.tracing.answered(route, status, reason)
         if status == LATE and self._is_told is _is_our_fault:
             self._count_late()
         if self._is_told(status):
@@ -107,6 +83,41 @@ class ObserveRequests:
             loop.call_later(self._late_every_s, self._tell_of_late, context=Context())  # of no request by name
 
 
+class ObserveRequests:
+    """The layer around the app that sees every request; `headers_of` says what else its answer names.
+
+    Starlette's own kind of layer costs more than the answer.
+    """
+
+    def __init__(self, app: ASGIApp, observing: Observing, headers_of: HeadersOf) -> None:
+        self._app = app
+        self._observing = observing
+        self._headers_of = headers_of
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        names = self._observing.names_of(scope["headers"])
+        scope[REQUEST.name] = names
+        token = REQUEST.set(names)
+        started = perf_counter()
+
+        async def observing_send(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                more = (*self._headers_of(scope), (b"x-request-id", names.request_id.encode()))
+                message = {**message, "headers": [*message.get("headers", ()), *more]}
+                self._observing.answered(scope, message["status"], perf_counter() - started)
+            await send(message)
+
+        try:
+            with self._observing.tracing.request(scope):
+                await self._app(scope, receive, observing_send)
+        finally:
+            REQUEST.reset(token)
+
+
 def _is_our_fault(status: int) -> bool:
     # Not ready is a state, whose probes would fill the log. A deadline is the caller's, and a crowd misses thousands.
     return status >= 500 and status not in {503, LATE}
@@ -125,14 +136,13 @@ def route_of(scope: Scope) -> str:
     return str(getattr(scope.get("route"), "path", UNMATCHED))
 
 
-def names_of(headers: list[tuple[bytes, bytes]], ids: random.Random) -> RequestNames:
-    """Return the id that the caller gave, or a new one, and the trace id of a sound `traceparent` (W3C, level 1)."""
+def given_names(headers: list[tuple[bytes, bytes]]) -> tuple[str | None, str | None]:
+    """Return the id that the caller gave, and the trace id of a sound `traceparent` (W3C, level 1), each or None."""
     sent, parent = b"", b""
     for name, value in headers:
         if name == b"x-request-id":
             sent = value
         elif name == b"traceparent":
             parent = value
-    request_id = sent.decode() if REQUEST_ID.fullmatch(sent) else f"{ids.getrandbits(128):032x}"
     trace = TRACE_PARENT.fullmatch(parent)
-    return RequestNames(request_id, trace[1].decode() if trace else None)
+    return sent.decode() if REQUEST_ID.fullmatch(sent) else None, trace[1].decode() if trace else None

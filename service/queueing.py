@@ -27,34 +27,36 @@ def fair_share(waiting: int, idle_lanes: int) -> int:
     return math.ceil(waiting / idle_lanes)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(slots=True, eq=False)
 class Waiter(Generic[Result]):
-    """One caller, who may leave by himself; `deadline` is a time of the batcher's clock, in seconds."""
+    """One caller, who may leave by himself; `deadline` is a time of the batcher's clock, in seconds.
+
+    As a context it is open while he waits for `future`, which gets DeadlineExceeded at the deadline; `on_left` hears
+    why he has left without a result: "deadline" or "cancelled". `waits_s` is how far off the deadline is, in seconds.
+    """
 
     future: asyncio.Future[Result]
     deadline: float
+    waits_s: float
+    on_left: Callable[[str], None]
+    _timer: asyncio.TimerHandle | None = None
 
-    async def outcome(self, now: float, on_left: Callable[[str], None]) -> Result:
-        """Wait for the result; `now` is the batcher's time. Raises DeadlineExceeded at the deadline.
+    def __enter__(self) -> asyncio.Future[Result]:
+        loop = self.future.get_loop()
+        self._timer = loop.call_later(self.waits_s, self._expire)  # a third of what a timeout costs
+        return self.future
 
-        `on_left` hears why the caller has left without one: "deadline" or "cancelled".
-        """
-        timer = asyncio.get_running_loop().call_later(
-            self.deadline - now, self._expire, on_left
-        )  # a third of a timeout
-        try:
-            return await self.future
-        except asyncio.CancelledError:
-            if self.future.cancelled():  # else its deadline or its answer came first
-                on_left("cancelled")
-            raise
-        finally:
-            timer.cancel()
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        assert self._timer is not None
+        self._timer.cancel()
+        self._timer = None
+        if kind is asyncio.CancelledError and self.future.cancelled():  # else its deadline or its answer came first
+            self.on_left("cancelled")
 
-    def _expire(self, on_left: Callable[[str], None]) -> None:
+    def _expire(self) -> None:
         if not self.future.done():
             self.future.set_exception(DeadlineExceeded(LATE))
-            on_left("deadline")
+            self.on_left("deadline")
 
 
 @dataclass(slots=True, eq=False)
@@ -71,14 +73,16 @@ class Pending(Generic[Item, Result]):
     @property
     def is_wanted(self) -> bool:
         """True while somebody waits for it."""
-        return any(not waiter.future.done() for waiter in self.waiters)
+        return any([not waiter.future.done() for waiter in self.waiters])  # noqa: C419 - of one, mostly
 
     def expire(self, now: float) -> int:
         """Tell those whose deadline has passed; return how many they were."""
-        late = [one for one in self.waiters if one.deadline <= now and not one.future.done()]
-        for waiter in late:
-            waiter.future.set_exception(DeadlineExceeded(LATE))
-        return len(late)
+        late = 0
+        for waiter in self.waiters:
+            if waiter.deadline <= now and not waiter.future.done():
+                waiter.future.set_exception(DeadlineExceeded(LATE))
+                late += 1
+        return late
 
     def settle(self, result: Result) -> None:
         """Give everybody who still waits the result."""
@@ -101,9 +105,10 @@ class PriorityQueue(Generic[Item, Result]):
             priority: OrderedDict() for priority in PRIORITIES
         }
         self._taken = 0
+        self._count = 0
 
     def __len__(self) -> int:
-        return sum(map(len, self._classes.values()))
+        return self._count
 
     def __iter__(self) -> Iterator[Pending[Item, Result]]:
         for waiting in self._classes.values():
@@ -112,6 +117,7 @@ class PriorityQueue(Generic[Item, Result]):
     def put(self, pending: Pending[Item, Result]) -> None:
         """Queue an item at the end of its class."""
         self._classes[pending.priority][pending] = None
+        self._count += 1
         pending.is_queued = True
 
     def promote(self, pending: Pending[Item, Result], priority: Priority) -> None:
@@ -124,6 +130,7 @@ class PriorityQueue(Generic[Item, Result]):
     def remove(self, pending: Pending[Item, Result]) -> None:
         """Take an item out. Raises KeyError when it is not queued."""
         del self._classes[pending.priority][pending]
+        self._count -= 1
         pending.is_queued = False
 
     def pop(self) -> Pending[Item, Result]:

@@ -18,7 +18,7 @@ from collections.abc import Callable, Generator
 import uvicorn
 from fastapi import FastAPI
 
-from service.app import create_app, entry_of
+from service.app import create_app, direct_of, entry_of
 from service.config import Settings
 from service.connection import Connection
 from service.crew import Crew
@@ -91,6 +91,7 @@ class HttpServer(uvicorn.Server):
                 timeout_graceful_shutdown=math.ceil(settings.drain_timeout_s),
             )
         )
+        self.direct = direct_of(app)
         self.closing = 0  # so many answers close their connection
         self.is_retiring = False  # and now all do
         self.on_up: Callable[[], None] = lambda: None

@@ -30,6 +30,11 @@ class Tracing:
         self._provider = provider
         self._tracer = None if provider is None else provider.get_tracer("foldserve", version("foldserve"))
 
+    @property
+    def is_on(self) -> bool:
+        """True where spans are made."""
+        return self._tracer is not None
+
     def request(self, scope: MutableMapping[str, Any]) -> AbstractContextManager[None]:
         """Keep a server span open while a request is served."""
         return NOTHING if self._tracer is None else self._span(scope)

@@ -1,10 +1,12 @@
 """Who may call: dependencies for the endpoints that need an API key. They run before a byte of the body is read."""
 
+from collections.abc import Mapping
 from typing import Annotated
 
 from fastapi import Depends, Request, Security
 from fastapi.security import APIKeyHeader, HTTPBearer
 from fastapi.security.http import HTTPAuthorizationCredentials
+from fastapi.security.utils import get_authorization_scheme_param
 
 from service.security import KeyRing, Role
 
@@ -34,6 +36,13 @@ async def check_predict(request: Request) -> None:
     keys: KeyRing = request.app.state.keys
     if not keys.is_public:
         await _require_predict(request, await BEARER(request), await HEADER(request))
+
+
+def check_key(keys: KeyRing, headers: Mapping[str, str]) -> None:
+    """Do what `require_predict` does, by header fields in lower case. Raises NotAuthenticated or NotPermitted."""
+    scheme, bearer = get_authorization_scheme_param(headers.get("authorization"))
+    key = bearer if bearer and scheme.lower() == "bearer" else headers.get("x-api-key")
+    keys.check("predict", key)
 
 
 require_predict = Depends(_require_predict)

@@ -9,6 +9,7 @@ import base64
 import binascii
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass
+from functools import lru_cache
 
 from pydantic import ValidationError
 from starlette.datastructures import FormData, UploadFile
@@ -22,6 +23,7 @@ from service.routes.encodings import check_encoding, inflate
 from service.schemas import ImagesBody
 
 RAW_TYPES = frozenset({"", "application/octet-stream", "application/x-www-form-urlencoded"})
+TYPES_KEPT = 64
 PART_NAME = "file"
 
 
@@ -33,14 +35,22 @@ class Upload:
     encoded: bytes
 
 
+@lru_cache(TYPES_KEPT)
+def is_raw(content_type: str) -> bool:
+    """True where a body of this type is the image itself."""
+    media_type = content_type.partition(";")[0].strip().lower()
+    return media_type in RAW_TYPES or media_type.startswith("image/")
+
+
 async def read_uploads(request: Request, settings: Settings, deadline: float) -> list[Upload]:
     """Return the images of a request, at least one; `deadline` as in `read_body`.
 
     Raises MalformedRequest, TooLarge, BodyTooSlow, DeadlineExceeded, CallerGone or UnsupportedFormat.
     """
-    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    is_raw = media_type in RAW_TYPES or media_type.startswith("image/")
-    if not is_raw and media_type not in {"multipart/form-data", "application/json"}:
+    content_type = request.headers.get("content-type", "")
+    is_file = is_raw(content_type)
+    media_type = content_type.partition(";")[0].strip().lower()
+    if not is_file and media_type not in {"multipart/form-data", "application/json"}:
         raise UnsupportedFormat(
             f"content type {media_type} is not accepted; send the image itself as image/*, "
             "multipart/form-data with parts named `file`, or application/json with base64 `images`"
@@ -48,7 +58,7 @@ async def read_uploads(request: Request, settings: Settings, deadline: float) ->
     body = await read_body(request, settings, deadline)
     if not body:
         raise MalformedRequest("the body is empty; send an image, for instance with curl -T image.png")
-    if is_raw:
+    if is_file:
         return [Upload(None, body)]
     parse = _from_multipart if media_type == "multipart/form-data" else _from_json
     uploads = await parse(request, body, settings)

@@ -42,6 +42,24 @@ class Terms:
     priority: Priority
 
 
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """What a head asks for: an answer within `timeout_s` seconds, `is_timed` where it names them itself."""
+
+    timeout_s: float
+    is_timed: bool
+    priority: Priority
+
+
+def wish_of(headers: Mapping[str, str], settings: Settings) -> Wish:
+    """Read the header fields, whose names are in lower case. Raises MalformedRequest."""
+    asked = headers.get(PRIORITY_HEADER, "normal").strip().lower()
+    if asked not in PRIORITIES:
+        raise MalformedRequest(f"X-Request-Priority: {asked} is not one of {', '.join(PRIORITIES)}")
+    wanted = next(one for one in PRIORITIES if one == asked)
+    return Wish(_timeout_s(headers, settings), TIMEOUT_HEADER in headers, wanted)
+
+
 def terms_of(
     headers: Mapping[str, str],
     settings: Settings,
@@ -53,14 +71,9 @@ def terms_of(
 
     A deadline that the caller names counts from when his request arrived, not from when the event loop came to it.
     """
-    asked = headers.get(PRIORITY_HEADER, "normal").strip().lower()
-    if asked not in PRIORITIES:
-        raise MalformedRequest(f"X-Request-Priority: {asked} is not one of {', '.join(PRIORITIES)}")
-    wanted = next(one for one in PRIORITIES if one == asked)
-    timeout_s = _timeout_s(headers, settings)
-    if TIMEOUT_HEADER in headers:
-        timeout_s -= since_last_byte_s()
-    return Terms(time.monotonic() + timeout_s, priority or wanted)
+    wish = wish_of(headers, settings)
+    late_s = since_last_byte_s() if wish.is_timed else 0.0
+    return Terms(time.monotonic() + wish.timeout_s - late_s, priority or wish.priority)
 
 
 def priority_of_level(level: int) -> Priority:

@@ -36,9 +36,9 @@ class NoParameters(BaseModel):
 async def verify(request: Request, _: Annotated[NoParameters, Query()], service: ServiceDependency) -> VerifyBody:
     """Run the image of a receipt again, alone, and compare pixels and bits. A replay does not prove who answered."""
     terms = terms_of(request.headers, service.settings, since_last_byte_s=partial(since_last_byte_s, request))
-    with service.receiving(expected_bytes(request, service.settings)) as correct:
+    with service.receiving(expected_bytes(request, service.settings)) as held:
         text, encoded = await read_receipt_and_file(request, service.settings, terms.deadline)
-        correct(len(encoded))
+        held.correct(len(encoded))
         receipt = _parse(text)
         with lease(request, service, receipt.model, receipt.version) as classifier:
             _check_comparable(receipt, classifier)

@@ -12,7 +12,7 @@ from PIL import Image
 from support import Engines, encode, random_pixels
 from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
-from service.connection import _since_last_byte_s
+from service.arrival import seconds_since_last_byte
 from service.errors import ServiceError
 
 IMAGE = encode(Image.fromarray(random_pixels(1)[0]), "PNG")
@@ -152,11 +152,11 @@ def test_the_kernel_tells_how_long_a_request_has_waited_for_the_event_loop():
         with server:
             caller.sendall(b"POST")
             time.sleep(0.2)  # what is measured: the loop is busy
-            assert 0.15 <= _since_last_byte_s(_Transport(server)) < 5
+            assert 0.15 <= seconds_since_last_byte(_Transport(server)) < 5
             caller.sendall(b" /predict")
             assert server.recv(99) == b"POST /predict"
-            assert _since_last_byte_s(_Transport(server)) < 0.15
-        assert _since_last_byte_s(_Transport(server)) == 0, "closed"
-    assert _since_last_byte_s(_Transport(None)) == 0
+            assert seconds_since_last_byte(_Transport(server)) < 0.15
+        assert seconds_since_last_byte(_Transport(server)) == 0, "closed"
+    assert seconds_since_last_byte(_Transport(None)) == 0
     with socket.socket(socket.AF_UNIX) as other:
-        assert _since_last_byte_s(_Transport(other)) == 0
+        assert seconds_since_last_byte(_Transport(other)) == 0

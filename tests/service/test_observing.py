@@ -20,7 +20,7 @@ from service import logs
 from service.app import create_app
 from service.config import Settings
 from service.metrics import Metrics
-from service.observing import ObserveRequests
+from service.observing import ObserveRequests, Observing
 from service.tracing import Tracing, open_tracing
 
 IMAGE = encode(Image.fromarray(random_pixels(1, seed=41)[0]), "PNG")
@@ -137,7 +137,8 @@ def test_late_answers_after_the_first_are_told_together_and_with_no_requests_nam
         pass
 
     async def scenario(stream):
-        layer = ObserveRequests(late, Metrics(), open_tracing(None), "errors", lambda _: (), late_every_s=0.02)
+        observing = Observing(Metrics(), open_tracing(None), "errors", late_every_s=0.02)
+        layer = ObserveRequests(late, observing, lambda _: ())
         for _ in range(4):
             await layer(predict_scope(), ignore, ignore)
         await until(lambda: len(entries(stream)) == 2, "a second line")
