@@ -4,9 +4,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from foldserve.client import AsyncClient, Client
+    from foldserve.conversation import Policy, RequestRefused, ServerUnreachable
     from foldserve.progress import progress_bar
 
-__all__ = ["AsyncClient", "Client", "progress_bar"]
+__all__ = ["AsyncClient", "Client", "Policy", "RequestRefused", "ServerUnreachable", "progress_bar"]
 __version__ = "0.1.0"
 
 
@@ -17,7 +18,7 @@ def __getattr__(name: str) -> Any:
 
         return progress.progress_bar
     if name in __all__:
-        from foldserve import client
+        from foldserve import client, conversation
 
-        return getattr(client, name)
+        return getattr(client, name, None) or getattr(conversation, name)
     raise AttributeError(f"module foldserve has no attribute {name}")

@@ -74,7 +74,8 @@ def ask_server(url: str, paths: Sequence[Path], query: Query, *, api_key: str | 
     """Yield the labels of files by a server. Raises PredictionRefused."""
     import httpx
 
-    from foldserve.client import Client, RequestRefused
+    from foldserve.client import Client
+    from foldserve.conversation import RequestRefused
 
     parameters = {name: value for name, value in asdict(query).items() if value is not None}
     try:

@@ -10,8 +10,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from foldserve import AsyncClient, Client, progress_bar
-from foldserve.client import Policy, RequestRefused, ServerUnreachable
+from foldserve import AsyncClient, Client, Policy, RequestRefused, ServerUnreachable, progress_bar
 
 QUICK = Policy(retries=2, patience_s=5)
 
@@ -192,6 +191,35 @@ def test_many_images_without_blocking_come_back_in_order():
 
     assert [one["echo"] for one in found] == [image.decode() for image in images]
     assert script.most_at_once <= 4
+
+
+def sync_many(url, images, into):
+    with Client(url) as client:
+        for body in client.predict_many(images, concurrency=2):
+            into.append(body["echo"])
+
+
+def async_many(url, images, into):
+    async def scenario():
+        async with AsyncClient(url) as client:
+            async for body in client.predict_many(images, concurrency=2):
+                into.append(body["echo"])
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("predict_many", [sync_many, async_many])
+@pytest.mark.parametrize("good", [0, 1, 5])
+def test_what_the_images_raise_comes_after_the_answers_of_those_before_it(predict_many, good):
+    def images():
+        yield from (str(number).encode() for number in range(good))
+        raise OSError("the disk has gone")
+
+    found = []
+    with scripted(Script()) as url, pytest.raises(OSError, match="the disk has gone"):
+        predict_many(url, images(), found)
+
+    assert found == [str(number) for number in range(good)]
 
 
 def test_an_image_without_bytes_is_refused_by_itself_and_never_sent():
