@@ -183,6 +183,7 @@ def fault_in(fault: Mapping[str, Any], known: Iterable[str]) -> str:
     """Return in words what pydantic found at one entry of a JSON document; `known` are those that may be there."""
     where = ".".join(str(part) for part in fault["loc"])
     if fault["type"] != "extra_forbidden":
-        return f"{where}: {fault['msg']}" if where else str(fault["msg"])
+        told = str(fault["msg"]).removeprefix("Value error, ")
+        return f"{where}: {told}" if where else told
     names = list(known)
     return f"{where}: it is not known{nearest(str(fault['loc'][-1]), names)}; known are {', '.join(names)}"

@@ -8,8 +8,9 @@ Every entry may be left out: stable is then the highest version that is neither 
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from service.artifact import versions
 from service.errors import ArtifactError, fault_in
@@ -17,18 +18,32 @@ from service.errors import ArtifactError, fault_in
 SERVING_FILE = "serving.json"
 
 
+def _other_than_null(instead: str) -> BeforeValidator:
+    def check(value: Any) -> Any:
+        if value is None:
+            raise ValueError(f"null is for canary and shadow alone; {instead}, or leave it out")
+        return value
+
+    return BeforeValidator(check)
+
+
+Version = Annotated[int, Field(ge=1)]
+Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False), _other_than_null("0 is no share")]
+Others = Annotated[tuple[Version, ...], _other_than_null("[] is no other version")]
+
+
 class Rollout(BaseModel):
     """What is asked for; `plan` makes it complete."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    stable: int | None = Field(None, ge=1, description="version that answers")
-    canary: int | None = Field(None, ge=1, description="version that answers a share of the requests in its place")
-    canary_share: float = Field(0.0, ge=0, le=1, description="that share, 0 to 1")
-    shadow: int | None = Field(
-        None, ge=1, description="version that gets the same images; it is compared, never answered"
+    stable: Version | None = Field(None, description="version that answers")
+    canary: Version | None = Field(None, description="version that answers a share of the requests in its place")
+    canary_share: Share = Field(0.0, description="that share, 0 to 1")
+    shadow: Version | None = Field(
+        None, description="version that gets the same images; it is compared, never answered"
     )
-    also: tuple[int, ...] = Field((), description="versions that answer only who asks for them with ?version=")
+    also: Others = Field((), description="versions that answer only who asks for them with ?version=")
 
     @classmethod
     def of(cls, plan: "Plan") -> "Rollout":
@@ -42,8 +57,14 @@ class Rollout(BaseModel):
         )
 
     def over(self, other: "Rollout") -> "Rollout":
-        """Return `other` with every entry that was named here, be it as null, in its place."""
-        return other.model_copy(update={name: getattr(self, name) for name in self.model_fields_set})
+        """Return `other` with every entry that was named here, be it as null, in its place.
+
+        A share that is `other`'s ends with its canary.
+        """
+        update = {name: getattr(self, name) for name in self.model_fields_set}
+        if "canary" in update and update["canary"] is None:
+            update.setdefault("canary_share", 0.0)
+        return other.model_copy(update=update)
 
     @property
     def is_complete(self) -> bool:
@@ -53,8 +74,13 @@ class Rollout(BaseModel):
     def plan(self, present: list[int]) -> "Plan":
         """Return the plan for the versions that are there, ascending.
 
-        Raises ArtifactError when one is missing, or none is left to be stable.
+        Raises ArtifactError when one is missing, none is left to be stable, or what is asked for contradicts itself.
         """
+        if self.canary is None and self.canary_share > 0:
+            raise ArtifactError(
+                f"canary_share is {self.canary_share:g} and there is no canary to get it; name one as canary, or leave "
+                "canary_share out"
+            )
         others = [version for version in present if version not in {self.canary, self.shadow}]
         stable = self.stable if self.stable is not None else max(others, default=None)
         if stable is None:

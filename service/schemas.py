@@ -8,6 +8,7 @@ from service.independence.certificate import Certificate
 from service.independence.receipts import Receipt
 from service.manifest import ExactRecord, FoldRecord, KeptRecord, NormRecord, Parity
 from service.preprocessing import Preprocessing
+from service.rollout import Others, Share, Version
 
 
 def schema_of(model: type[BaseModel]) -> dict[str, Any]:
@@ -181,15 +182,17 @@ class ModelsBody(BaseModel):
 
 
 class LoadParameters(BaseModel):
-    """What a load may ask for; without any, the model becomes what its serving.json says."""
+    """What a load may ask for; what is left out is as serving.json says."""
 
     model_config = ConfigDict(extra="forbid")
 
-    version: int | None = Field(None, ge=1, description="version that becomes stable, whatever serving.json says")
-    canary: int | None = Field(None, ge=1)
-    canary_share: float = Field(0.0, ge=0, le=1)
-    shadow: int | None = Field(None, ge=1)
-    also: list[int] = []
+    version: Version | None = Field(None, description="version that becomes stable, whatever serving.json says")
+    canary: Version | None = Field(
+        None, description="version that answers a share of the requests in its place; null is none"
+    )
+    canary_share: Share = Field(0.0, description="that share, 0 to 1")
+    shadow: Version | None = Field(None, description="version that is compared and never answers; null is none")
+    also: Others = Field((), description="versions that answer only who asks for them with ?version=; [] is none")
 
 
 class LoadBody(BaseModel):

@@ -124,6 +124,8 @@ def _forget(folder: Path, version: int, left: list[int]) -> None:
         return
     rollout = read_rollout(folder)
     changes: dict[str, object] = {role: None for role in ROLES if getattr(rollout, role) == version}
+    if "canary" in changes:
+        changes["canary_share"] = 0.0
     if version in rollout.also:
         changes["also"] = tuple(one for one in rollout.also if one != version)
     changed = rollout.model_copy(update=changes)

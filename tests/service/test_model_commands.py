@@ -11,7 +11,7 @@ from exact_service import write_exact
 from support import TinyModel
 
 from foldserve.cli import main
-from service.rollout import read_rollout
+from service.rollout import Plan, read_rollout
 
 
 @pytest.fixture
@@ -93,7 +93,7 @@ def test_what_is_served_is_kept_unless_yes_is_said_and_then_leaves_a_plan(root, 
     assert (status, present(root)) == (1, ["1", "2", "3"])
     assert "--yes" in text
     assert models("remove", "tiny@2", "--yes")[0] == 0
-    assert read_rollout(root / "tiny").plan([1, 3]).versions == {3}
+    assert read_rollout(root / "tiny").plan([1, 3]) == Plan(3)
 
 
 def test_the_only_version_goes_with_its_model(root, models):

@@ -96,8 +96,15 @@ def test_a_call_changes_what_it_names_and_leaves_the_rest_to_the_file(asked, tmp
     more, promoted, back = plans(load(canary_share=0.75), load(version=2, canary=None), load())
 
     assert more == wanted | {"canary_share": 0.75}
-    assert promoted == wanted | {"stable": 2, "canary": None, "loaded": [2, 3]}
+    assert promoted == wanted | {"stable": 2, "canary": None, "canary_share": 0.0, "loaded": [2, 3]}
     assert back == wanted
+
+
+def test_a_share_without_a_canary_is_refused_with_what_to_send(asked):
+    refused, _, kept = asked(load(canary_share=0.5), load(canary=2, canary_share=0.5), load(canary=2, canary_share=0))
+
+    assert "name one as canary, or leave canary_share out" in assert_problem(refused, 409, "load-failed")["detail"]
+    assert kept.status_code == 200
 
 
 def test_the_protocols_metadata_name_the_versions_that_can_be_asked_for(asked):
@@ -142,6 +149,12 @@ def test_a_body_is_json_whatever_type_its_sender_gives_it(asked, content_type):
         (load()[0], {"parameters": {"verson": 2}}, "parameters.verson: it is not known (did you mean version?)"),
         (load()[0], {"params": {"version": 2}}, "params: it is not known (did you mean parameters?)"),
         (load()[0], {"parameters": {"canary_share": 1.5}}, "parameters.canary_share: Input should be less than"),
+        (
+            load()[0],
+            {"parameters": {"also": None}},
+            "parameters.also: null is for canary and shadow alone; [] is no other",
+        ),
+        (load()[0], {"parameters": {"canary_share": None}}, "parameters.canary_share: null is for canary and shadow"),
         (INDEX[0], {"reddy": True}, "reddy: it is not known (did you mean ready?); known are ready"),
         (UNLOAD[0], {"parameters": {"force": True}}, "parameters.force: it is not known; known are unload_dependents"),
     ],

@@ -27,11 +27,22 @@ def test_every_version_with_a_part_is_loaded():
         (Rollout(canary=1), [1], "no version left"),
         (Rollout(stable=2, shadow=2), [1, 2], "cannot be stable and canary or shadow"),
         (Rollout(canary=2, shadow=2), [1, 2], "cannot be canary and shadow"),
+        (Rollout(canary_share=0.5), [1, 2], r"canary_share is 0\.5 and there is no canary"),
+        (Rollout(canary_share=0.5).over(Rollout(shadow=2)), [1, 2], "there is no canary"),
+        (Rollout(canary=None, canary_share=0.5).over(Rollout(canary=2)), [1, 2], "there is no canary"),
+        (Rollout(shadow=2).over(Rollout(canary_share=0.5)), [1, 2], "there is no canary"),
     ],
 )
 def test_a_plan_that_cannot_be_is_refused(rollout, present, words):
     with pytest.raises(ArtifactError, match=words):
         rollout.plan(present)
+
+
+def test_a_share_in_the_file_ends_with_the_canary_that_a_call_ends():
+    file = Rollout(stable=1, canary=2, canary_share=0.5)
+
+    assert Rollout(canary=None).over(file).plan([1, 2]) == Plan(1)
+    assert Rollout(canary_share=0.25).over(file).plan([1, 2]) == Plan(1, canary=2, canary_share=0.25)
 
 
 def test_one_id_gets_one_version_and_the_share_of_all_ids_is_kept():
@@ -57,11 +68,32 @@ def test_a_model_without_the_file_has_the_defaults(tmp_path):
     assert read_rollout(tmp_path) == Rollout()
 
 
-@pytest.mark.parametrize("content", ["{", "[]", '{"stabel": 1}', '{"canary_share": 2}', '{"stable": "three"}'])
+@pytest.mark.parametrize(
+    "content",
+    [
+        "{",
+        "[]",
+        '{"stabel": 1}',
+        '{"canary_share": 2}',
+        '{"canary_share": NaN}',
+        '{"stable": "three"}',
+        '{"also": [0]}',
+    ],
+)
 def test_a_file_that_says_something_else_is_refused_by_name(tmp_path, content):
     (tmp_path / "serving.json").write_text(content)
 
     with pytest.raises(ArtifactError, match=r"serving\.json"):
+        read_rollout(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("entry", "instead"), [("also", r"\[\] is no other version"), ("canary_share", "0 is no share")]
+)
+def test_null_where_it_says_nothing_is_refused_with_what_to_write_instead(tmp_path, entry, instead):
+    (tmp_path / "serving.json").write_text(f'{{"{entry}": null}}')
+
+    with pytest.raises(ArtifactError, match=rf"{entry}: null is for canary and shadow alone; {instead}, or leave it"):
         read_rollout(tmp_path)
 
 
