@@ -16,7 +16,7 @@ from service.shadow import Shadow
 
 @dataclass(frozen=True, slots=True)
 class IndexEntry:
-    """One version in the repository; `reason` says why it is not ready."""
+    """One version in the repository; `reason` says why it is not ready, or why its model's last load failed."""
 
     name: str
     version: int
@@ -109,6 +109,7 @@ def index_of(root: Path, deployments: Mapping[str, Deployment], failures: Mappin
     for name in sorted({*on_disk, *deployments}):
         loaded = deployments[name].plan.versions if name in deployments else frozenset[int]()
         for version in sorted({*versions(root / name), *loaded}):
-            reason = "" if version in loaded else failures.get(name, "not loaded")
-            rows.append(IndexEntry(name, version, version in loaded, reason))
+            failure = f"the last load failed: {failures[name]}" if name in failures else ""
+            is_ready = version in loaded
+            rows.append(IndexEntry(name, version, is_ready, failure or ("" if is_ready else "not loaded")))
     return rows

@@ -12,6 +12,7 @@ from contextlib import AsyncExitStack
 from typing import Any, Literal
 
 from service.cgroup import ControlGroup
+from service.changes import Changes, loaded
 from service.classifier import Classifier
 from service.config import Settings
 from service.crew import Crew
@@ -55,15 +56,12 @@ class Service:
         refuse_warnings()
         self.accepted = Accepted(open_formats(settings.formats), settings.max_image_pixels)
         self.crew = crew
-        crew.on("load", self._load)
-        crew.on("unload", self._unload)
         crew.on("degrade", self._degrade)
         crew.on("refresh metrics", self._refresh_metrics)
         self._open_engine = open_engine
         self._on_failure = on_failure
         self._roster = Roster(settings.models, self._is_ending)
-        self._changing = asyncio.Lock()  # one load or unload at a time
-        self._opener: Opener | None = None
+        self.changes = Changes(crew, self._roster, self._is_ending, self._check_memory)
         self.receiving = Room(settings.bytes_share).hold
         self._resources = AsyncExitStack()
 
@@ -104,7 +102,7 @@ class Service:
         watcher = Watcher(self.settings.models) if is_watching else None
         try:
             await self._load_all()
-            await self.crew.joined([self._loaded(one) for one in self.deployments()])
+            await self.crew.joined([loaded(one) for one in self.deployments()])
         except Exception as error:
             if isinstance(error, NotReady) and self.status == "draining":
                 return  # told to end while it was loading, which is no failure
@@ -115,7 +113,7 @@ class Service:
             self.status = "ready"
             self.metrics.ready(True)
             if watcher is not None:
-                self._resources.callback(asyncio.create_task(watch(watcher, interval_s, self._follow)).cancel)
+                self._resources.callback(asyncio.create_task(watch(watcher, interval_s, self.changes.follow)).cancel)
             served = ", ".join(f"{one.model.name} version {one.model.version}" for one in self.classifiers())
             logger.info("ready: serving %s on %s", served, self.device.used if self.device else "?")
             self._check_memory()
@@ -187,58 +185,9 @@ class Service:
         deployment = self.deployment(name)
         return deployment.opened(version if version is not None else deployment.plan.choose(request_id))
 
-    async def load(self, name: str, version: int | None = None, rollout: Rollout | None = None) -> None:
-        """Bring a model to what its serving.json says, but for what `rollout` names; with a `version`, that is stable.
-
-        So does every process of the crew, once it has succeeded in this one.
-        Raises ModelNotFound, NotReady, or LoadFailed; then what was served is served still.
-        """
-        asked = None if rollout is None else rollout.model_dump(mode="json", exclude_unset=True)
-        order = {"name": name, "version": version, "rollout": asked}
-        await self.crew.tell_all("load", order, kept_as=f"model {name}")
-
-    async def _load(self, order: Mapping[str, Any]) -> dict[str, Any]:
-        name, version = order["name"], order["version"]
-        rollout = None if order["rollout"] is None else Rollout.model_validate(order["rollout"])
-        async with self._changing:
-            if self._opener is None or self._is_ending():
-                raise NotReady(f"the service is {self.status}", retry_after_s=1)
-            loaded = self._loaded(await self._roster.load(name, version, rollout, self._opener))
-        self._check_memory()
-        return loaded
-
-    def _loaded(self, deployment: Deployment) -> dict[str, Any]:
-        """Return what the rest of the crew needs to serve the very same: the plan as it came out, and certificates."""
-        made = [one.certificate for one in deployment.classifiers() if one.certificate is not None]
-        rollout = Rollout.of(deployment.plan).model_dump(mode="json")
-        order = {"name": deployment.name, "version": None, "rollout": rollout}
-        return {"order": order, "certificates": [one.model_dump(mode="json") for one in made]}
-
-    async def unload(self, name: str) -> None:
-        """Serve a model no more, in no process; what was accepted is answered.
-
-        Raises ModelNotFound where it is not served.
-        """
-        await self.crew.tell_all("unload", {"name": name}, kept_as=f"model {name}")
-
-    async def _unload(self, order: Mapping[str, Any]) -> None:
-        name = order["name"]
-        async with self._changing:
-            self._roster.remove(name)
-            logger.info("unloaded %s", name)
-
     def index(self) -> list[IndexEntry]:
         """Return every version of every model that is in the repository or served, by name and version."""
         return self._roster.index()
-
-    async def _follow(self, name: str, is_there: bool) -> None:  # noqa: FBT001
-        try:
-            if is_there:
-                await self.load(name)
-            elif name in self._roster:
-                await self.unload(name)
-        except FoldserveError as error:  # logged already, and kept for the index
-            logger.debug("watching goes on: %s", error)
 
     async def _load_all(self) -> None:
         settings = self.settings
@@ -254,7 +203,7 @@ class Service:
         decoders = Decoders(settings.decode_threads or settings.cores_share, settings.pixels_share)
         self._resources.callback(decoders.shutdown)
         self._resources.push_async_callback(self._roster.close)
-        self._opener = Opener(
+        opener = Opener(
             settings,
             repository,
             self.device,
@@ -265,9 +214,7 @@ class Service:
             is_ending=self._is_ending,
             on_death=self._fail,
         )
-        async with self._changing:
-            for name in names:
-                await self._roster.bring(name, None, told.get(name), self._opener)
+        await self.changes.begin(opener, names, told)
 
     async def _degrade(self, order: Mapping[str, Any]) -> None:
         deployment = self._roster.find(order["model"])

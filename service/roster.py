@@ -24,7 +24,7 @@ class Roster:
         self._root = root
         self._is_ending = is_ending
         self._deployments: dict[str, Deployment] = {}
-        self._failures: dict[str, str] = {}  # why the last load of a model failed
+        self.failures: dict[str, str] = {}  # why the last load of a model failed
         self._retiring: set[asyncio.Task[None]] = set()
 
     def __contains__(self, name: str) -> bool:
@@ -43,9 +43,16 @@ class Roster:
         """Return what is served of a model, by default of the first."""
         return self._deployments.get(name) if name else next(iter(self._deployments.values()), None)
 
+    def note_failure(self, name: str, reason: str | None) -> None:
+        """Keep for the index why a load failed, in this process or another; None: the last one did not."""
+        if reason is None:
+            self.failures.pop(name, None)
+        else:
+            self.failures[name] = reason
+
     def index(self) -> list[IndexEntry]:
         """Return every version of every model that is in the repository or served, by name and version."""
-        return index_of(self._root, self._deployments, self._failures)
+        return index_of(self._root, self._deployments, self.failures)
 
     async def load(self, name: str, version: int | None, rollout: Rollout | None, opener: Opener) -> Deployment:
         """Bring a model as `bring`, and keep the reason of a failure for the index.
@@ -57,7 +64,7 @@ class Roster:
         except ModelNotFound:
             raise
         except FoldserveError as error:
-            self._failures[name] = str(error)
+            self.failures[name] = str(error)
             served = self._deployments.get(name)
             kept = f"; version {served.plan.stable} is served still" if served else ""
             logger.error("model %s could not be loaded: %s%s", name, error, kept)
@@ -82,7 +89,7 @@ class Roster:
             self._retire(new, keep=frozenset(map(id, old.all_opened() if old else ())))
             raise NotReady("shutting down", retry_after_s=1)
         self._deployments = dict(sorted({**self._deployments, name: new}.items()))
-        self._failures.pop(name, None)
+        self.failures.pop(name, None)
         if old is not None:
             self._retire(old, keep=frozenset(map(id, new.all_opened())))
         return new
@@ -91,6 +98,7 @@ class Roster:
         """Serve a model no more; what was accepted is answered. Raises ModelNotFound where it is not served."""
         if name not in self._deployments:
             raise ModelNotFound(f"no model {name} is served; served are {self.names}")
+        self.failures.pop(name, None)
         self._retire(self._deployments.pop(name), keep=frozenset())
 
     async def close(self) -> None:

@@ -52,7 +52,7 @@ async def index(request: Request, service: ServiceDependency) -> list[IndexEntry
 async def load(name: str, request: Request, service: ServiceDependency) -> dict[str, str]:
     """Load a model, or bring it to what its serving.json or the parameters say, without losing a request."""
     parameters = (await _read(request, service, LoadBody, LoadParameters)).parameters
-    await service.load(name, parameters.version, _rollout(parameters))
+    await service.changes.load(name, parameters.version, _rollout(parameters))
     return {}
 
 
@@ -60,7 +60,7 @@ async def load(name: str, request: Request, service: ServiceDependency) -> dict[
 async def unload(name: str, request: Request, service: ServiceDependency) -> dict[str, str]:
     """Serve a model no more; what was accepted is answered."""
     await _read(request, service, UnloadBody, UnloadParameters)
-    await service.unload(name)
+    await service.changes.unload(name)
     return {}
 
 

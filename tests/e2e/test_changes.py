@@ -133,6 +133,37 @@ def test_a_version_that_one_worker_loads_or_unloads_every_worker_serves_or_not_u
     assert gone == [404, 404]
 
 
+def test_why_a_load_failed_is_told_by_every_worker_and_those_to_come_until_it_succeeds(start, models, tmp_path):
+    headers = {"x-api-key": add_key(tmp_path / "keys")}
+    serving = models / "tiny" / "serving.json"
+    server = start(
+        "--models", str(models), "--workers", "2", "--api-keys-file", str(tmp_path / "keys"), "--grace-s", "0"
+    )
+
+    def load(content: str) -> int:
+        serving.write_text(content)
+        return httpx.post(f"{server.url}/v2/repository/models/tiny/load", headers=headers, timeout=30).status_code
+
+    def reasons() -> list[str]:
+        with one_connection_to_each(server) as clients:
+            return [client.post("/v2/repository/index", headers=headers).json()[0]["reason"] for client in clients]
+
+    def replace_a_worker() -> None:
+        os.kill(workers_of(server)[0], signal.SIGKILL)
+        wait_for(lambda: httpx.get(f"{server.url}/info").json()["workers"]["ready"] == 2, "the worker is replaced")
+
+    assert load('{"stable": 7}') == 409
+    failed = reasons()
+    replace_a_worker()
+    still_failed = reasons()
+    assert load("{}") == 200
+    mended = reasons()
+    replace_a_worker()
+
+    assert all("version 7 is not there" in one for one in failed + still_failed)
+    assert mended == reasons() == ["", ""]
+
+
 # Workers whose engine, from the first black image of a caller on, gives other bits for black images each time.
 DRIFTING = """
 import sys, threading

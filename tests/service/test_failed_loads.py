@@ -17,13 +17,13 @@ def test_a_load_that_fails_keeps_the_old_version_and_says_why(repository, fault)
         async with service_on(repository) as (client, service):
             words = break_version_two(repository, fault)
             with pytest.raises(LoadFailed, match=words) as failed:
-                await service.load("tiny")
+                await service.changes.load("tiny")
             assert "version 1 is served still" in str(failed.value)
-            reasons = {entry.version: (entry.is_ready, entry.reason) for entry in service.index()}
-            assert reasons[1] == (True, "")
-            if 2 in reasons:
-                assert not reasons[2][0]
-                assert reasons[2][1] in str(failed.value)
+            told = [(entry.version, entry.is_ready) for entry in service.index()]
+            assert told == [(1, True), (2, False)][: 1 if fault == "serving.json" else 2]
+            (reason,) = {entry.reason for entry in service.index()}
+            assert reason.removeprefix("the last load failed: ") in str(failed.value)
+            assert reason.startswith("the last load failed: "), "also where every version is loaded"
             return assert_own_answer(await ask(client))
 
     assert run(scenario()) == 1
@@ -52,7 +52,7 @@ def test_a_load_that_fails_at_its_second_version_leaves_nothing_of_its_first(rep
             (tiny(3).write(repository, 3) / "golden.npz").unlink()
             before = threading.active_count()
             with pytest.raises(LoadFailed, match=r"golden\.npz is missing"):
-                await service.load("tiny", rollout=Rollout(stable=2, canary=3, canary_share=0.5))
+                await service.changes.load("tiny", rollout=Rollout(stable=2, canary=3, canary_share=0.5))
             names = [thread.name for thread in threading.enumerate()[before:]]
             return assert_own_answer(await ask(client)), names, service.metrics.exposition().decode()
 
@@ -68,10 +68,10 @@ def test_after_a_failed_load_a_mended_version_can_be_loaded_and_the_reason_goes(
         async with service_on(repository) as (client, service):
             break_version_two(repository, "damaged")
             with pytest.raises(LoadFailed):
-                await service.load("tiny")
+                await service.changes.load("tiny")
             shutil.rmtree(repository / "tiny" / "2")
             tiny(2).write(repository, 2)
-            await service.load("tiny")
+            await service.changes.load("tiny")
             assert [(entry.version, entry.is_ready, entry.reason) for entry in service.index()] == [
                 (1, False, "not loaded"),
                 (2, True, ""),
@@ -79,3 +79,15 @@ def test_after_a_failed_load_a_mended_version_can_be_loaded_and_the_reason_goes(
             return assert_own_answer(await ask(client))
 
     assert run(scenario()) == 2
+
+
+def test_a_model_that_is_unloaded_after_a_failed_load_is_just_not_loaded(repository):
+    async def scenario():
+        async with service_on(repository) as (_, service):
+            break_version_two(repository, "serving.json")
+            with pytest.raises(LoadFailed):
+                await service.changes.load("tiny")
+            await service.changes.unload("tiny")
+            return [entry.reason for entry in service.index()]
+
+    assert run(scenario()) == ["not loaded"]

@@ -24,7 +24,7 @@ def test_a_new_version_is_swapped_in_under_load_and_no_request_is_lost(repositor
             callers = [asyncio.create_task(caller(index)) for index in range(len(FILES))]
             for version in (2, 3, 4):
                 tiny(version).write(repository, version)
-                await service.load("tiny")
+                await service.changes.load("tiny")
                 seen = len(versions)
                 await until(lambda seen=seen: len(versions) > seen + 6, "the new version answers")
             done.set()
@@ -41,7 +41,7 @@ def test_a_request_that_holds_the_old_version_is_answered_by_it(repository):
 
     async def scenario():
         async with service_on(repository, engines) as (client, service):
-            await service.load("tiny", 1)
+            await service.changes.load("tiny", 1)
             go_on, half_sent = asyncio.Event(), asyncio.Event()
 
             async def body():
@@ -52,7 +52,7 @@ def test_a_request_that_holds_the_old_version_is_answered_by_it(repository):
 
             slow = asyncio.create_task(client.post("/predict?logits=true", content=body()))
             await half_sent.wait()
-            await service.load("tiny", 2)
+            await service.changes.load("tiny", 2)
             between = assert_own_answer(await ask(client))
             assert service._roster._retiring, "the old version waits for the one who holds it"
             go_on.set()
@@ -68,11 +68,11 @@ def test_a_version_that_was_written_anew_in_place_is_loaded_anew_and_an_untouche
 
     async def scenario():
         async with service_on(repository, engines) as (client, service):
-            await service.load("tiny")
+            await service.changes.load("tiny")
             assert len(engines.opened) == 1, "nothing had changed"
             shutil.rmtree(repository / "tiny" / "1")
             TinyModel(seed=9).write(repository, 1)
-            await service.load("tiny")
+            await service.changes.load("tiny")
             await until(lambda: not service._roster._retiring, "the old one is drained")
             answer = (await ask(client)).json()
             return answer, service.metrics.exposition().decode(), service.classifier().model.digest
@@ -112,7 +112,7 @@ def test_a_canary_answers_its_share_and_one_request_id_always_gets_the_same(repo
 
     async def scenario():
         async with service_on(repository) as (client, service):
-            await service.load("tiny", 1, Rollout(canary=2, canary_share=0.5))
+            await service.changes.load("tiny", 1, Rollout(canary=2, canary_share=0.5))
 
             async def answered(name: str) -> int:
                 return assert_own_answer(await ask(client, headers={"x-request-id": name}))
@@ -136,10 +136,10 @@ def test_a_receipt_of_a_version_that_is_gone_is_not_found(repository):
             answer = (await client.post("/predict?receipt=true", content=FILES[0])).json()
             receipt = json.dumps(answer["predictions"][0]["receipt"])
             tiny(2).write(repository, 2)
-            await service.load("tiny", rollout=Rollout(also=(1,)))
+            await service.changes.load("tiny", rollout=Rollout(also=(1,)))
             parts = {"data": {"receipt": receipt}, "files": {"file": ("x.png", FILES[0])}}
             kept = await client.post("/verify", **parts)
-            await service.load("tiny")
+            await service.changes.load("tiny")
             return kept, await client.post("/verify", **parts)
 
     kept, gone = run(scenario())
@@ -151,16 +151,16 @@ def test_a_receipt_of_a_version_that_is_gone_is_not_found(repository):
 def test_an_unloaded_model_is_not_found_and_can_be_loaded_again(repository):
     async def scenario():
         async with service_on(repository) as (client, service):
-            await service.unload("tiny")
+            await service.changes.unload("tiny")
             assert_problem(await ask(client), 404, "model-not-found")
             assert (await client.get("/readyz")).status_code == 200
             assert [(entry.version, entry.is_ready) for entry in service.index()] == [(1, False)]
             with pytest.raises(ModelNotFound):
-                await service.unload("tiny")
+                await service.changes.unload("tiny")
             for name in ("nobody", "../tiny", "", "a/b"):
                 with pytest.raises(ModelNotFound):
-                    await service.load(name)
-            await service.load("tiny")
+                    await service.changes.load(name)
+            await service.changes.load("tiny")
             return assert_own_answer(await ask(client))
 
     assert run(scenario()) == 1

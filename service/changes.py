@@ -1,0 +1,101 @@
+"""Loads and unloads while the service answers: one at a time, and in every process of the crew. No HTTP."""
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from service.crew import Crew
+from service.deployment import Deployment
+from service.errors import FoldserveError, NotReady
+from service.opening import Opener
+from service.rollout import Rollout
+from service.roster import Roster
+
+logger = logging.getLogger(__name__)
+
+
+class Changes:
+    """What changes a roster. `on_loaded` is told after each load, for what is in use has grown."""
+
+    def __init__(
+        self, crew: Crew, roster: Roster, is_ending: Callable[[], bool], on_loaded: Callable[[], None]
+    ) -> None:
+        self._crew = crew
+        self._roster = roster
+        self._is_ending = is_ending
+        self._on_loaded = on_loaded
+        self._opener: Opener | None = None
+        self._one_by_one = asyncio.Lock()
+        crew.on("load", self._load)
+        crew.on("unload", self._unload)
+        crew.on("note failure", self._note_failure)
+
+    async def begin(self, opener: Opener, names: Iterable[str], told: Mapping[str, Rollout]) -> None:
+        """Bring the first models, as their serving.json or `told` says; what comes later waits. Raises as `bring`."""
+        self._opener = opener
+        async with self._one_by_one:
+            for name in names:
+                await self._roster.bring(name, None, told.get(name), opener)
+
+    async def load(self, name: str, version: int | None = None, rollout: Rollout | None = None) -> None:
+        """Bring a model to what its serving.json says, but for what `rollout` names; with a `version`, that is stable.
+
+        So does every process of the crew, once it has succeeded in this one.
+        Raises ModelNotFound, NotReady, or LoadFailed; then what was served is served still.
+        """
+        asked = None if rollout is None else rollout.model_dump(mode="json", exclude_unset=True)
+        await self._tell_all("load", {"name": name, "version": version, "rollout": asked})
+
+    async def unload(self, name: str) -> None:
+        """Serve a model no more, in no process; what was accepted is answered.
+
+        Raises ModelNotFound where it is not served.
+        """
+        await self._tell_all("unload", {"name": name})
+
+    async def follow(self, name: str, is_there: bool) -> None:  # noqa: FBT001
+        """Load a model that has changed on disk, or unload one that went from there."""
+        try:
+            if is_there:
+                await self.load(name)
+            elif name in self._roster:
+                await self.unload(name)
+        except FoldserveError as error:  # logged already, and kept for the index
+            logger.debug("watching goes on: %s", error)
+
+    async def _tell_all(self, what: str, order: Mapping[str, Any]) -> None:
+        """Have all carry out an order, and then know whether the model's last load failed. Raises what it raises."""
+        name, failures = order["name"], self._roster.failures
+        before = failures.get(name)
+        try:
+            await self._crew.tell_all(what, order, kept_as=f"model {name}")
+        finally:
+            if (reason := failures.get(name)) != before:
+                note = {"name": name, "reason": reason}
+                await self._crew.tell_all("note failure", note, kept_as=f"failure of {name}")
+
+    async def _load(self, order: Mapping[str, Any]) -> dict[str, Any]:
+        rollout = None if order["rollout"] is None else Rollout.model_validate(order["rollout"])
+        async with self._one_by_one:
+            if self._opener is None or self._is_ending():
+                raise NotReady(f"the service is {'draining' if self._is_ending() else 'loading'}", retry_after_s=1)
+            deployment = await self._roster.load(order["name"], order["version"], rollout, self._opener)
+        self._on_loaded()
+        return loaded(deployment)
+
+    async def _unload(self, order: Mapping[str, Any]) -> None:
+        async with self._one_by_one:
+            self._roster.remove(order["name"])
+            logger.info("unloaded %s", order["name"])
+
+    async def _note_failure(self, order: Mapping[str, Any]) -> None:
+        self._roster.note_failure(order["name"], order["reason"])
+
+
+def loaded(deployment: Deployment) -> dict[str, Any]:
+    """Return what the rest of the crew needs to serve the very same: the plan as it came out, and certificates."""
+    made = [one.certificate for one in deployment.classifiers() if one.certificate is not None]
+    rollout = Rollout.of(deployment.plan).model_dump(mode="json")
+    order = {"name": deployment.name, "version": None, "rollout": rollout}
+    return {"order": order, "certificates": [one.model_dump(mode="json") for one in made]}
