@@ -48,6 +48,7 @@ from service.routes import (
     verify,
 )
 from service.routes.direct import Direct, HasScope
+from service.routes.document import ApiDocument
 from service.routes.shortcut import Shortcut
 from service.schemas import Problem
 from service.security import KeyRing
@@ -85,15 +86,18 @@ def create_app(
     crew = crew or Alone()
     metrics = Metrics(crew.number)
     service = Service(settings, metrics, open_engine, on_failure, crew)
+    document = ApiDocument()
     app: FastAPI = FastAPIOffline(
         title="foldserve",
         version=version("foldserve"),
         description=DESCRIPTION,
         redoc_url=None,
         lifespan=_lifespan,
+        routes=[document.route],  # before FastAPI's own
         responses={code: _document(code, title) for code, title in problems.TITLE.items() if code != 499},
     )
     app.state.service = service
+    app.state.document = document
     app.state.tracing = tracing or open_tracing(settings.otlp_endpoint)
     app.state.keys = KeyRing(settings.api_keys_file, public_predict=settings.public_predict)
     app.state.observing = Observing(metrics, app.state.tracing, settings.log_requests)
@@ -200,7 +204,7 @@ async def _answer_wrong_parameter(request: Request, error: Exception) -> Respons
     assert isinstance(error, RequestValidationError)
     first = error.errors()[0]
     name = ".".join(str(part) for part in first["loc"][1:])
-    known = _parameters_of(request, first["loc"][0])
+    known = await _parameters_of(request, first["loc"][0])
     told = f"it is not known here{nearest(name, known)}" if first["type"] == "extra_forbidden" else first["msg"]
     detail = f"{first['loc'][0]} parameter {name}: {told}; known parameters are {', '.join(known) or 'none'}"
     return await _answer_service_error(request, MalformedRequest(detail))
@@ -209,7 +213,7 @@ async def _answer_wrong_parameter(request: Request, error: Exception) -> Respons
 async def _answer_http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     headers = {name.lower(): value for name, value in (error.headers or {}).items()}
-    if methods := _methods_at(request):
+    if methods := await _methods_at(request):
         headers["allow"] = ", ".join(methods)  # Starlette names those of the first route alone
     details = {
         404: f"there is nothing at {request.url.path}; /docs lists what there is",
@@ -221,15 +225,15 @@ async def _answer_http_error(request: Request, error: Exception) -> Response:
     return _respond(request, document, headers)
 
 
-def _parameters_of(request: Request, place: str) -> list[str]:
-    path = getattr(request.scope.get("route"), "path", "")
-    operation = request.app.openapi()["paths"].get(path, {}).get(request.method.lower(), {})
+async def _parameters_of(request: Request, place: str) -> list[str]:
+    document: ApiDocument = request.app.state.document
+    operation = (await document.operations(request)).get(request.method.lower(), {})
     return [one["name"] for one in operation.get("parameters", []) if one["in"] == place]
 
 
-def _methods_at(request: Request) -> list[str]:
-    path = getattr(request.scope.get("route"), "path", "")
-    return sorted(method.upper() for method in request.app.openapi()["paths"].get(path, {}))
+async def _methods_at(request: Request) -> list[str]:
+    document: ApiDocument = request.app.state.document
+    return sorted(method.upper() for method in await document.operations(request))
 
 
 async def _answer_surprise(request: Request, error: Exception) -> Response:
