@@ -25,6 +25,9 @@ from service.schemas import ImagesBody
 RAW_TYPES = frozenset({"", "application/octet-stream", "application/x-www-form-urlencoded"})
 TYPES_KEPT = 64
 PART_NAME = "file"
+MOST_RECEIPT_BYTES = (
+    16 * 2**10
+)  # twenty times a receipt; what pydantic makes of other JSON is hundreds of times its size
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +130,8 @@ async def read_receipt_and_file(request: Request, settings: Settings, deadline: 
     values = dict(parts)
     if sorted(name for name, _ in parts) != sorted({"receipt", PART_NAME}) or not values[PART_NAME]:
         raise MalformedRequest("expected exactly the parts `receipt` (JSON) and `file` (the image)")
+    if (length := len(values["receipt"])) > MOST_RECEIPT_BYTES:
+        raise MalformedRequest(f"receipt: {length} bytes are none; send it as /predict?receipt=true gave it")
     return values["receipt"].decode(errors="replace"), values[PART_NAME]
 
 

@@ -140,6 +140,14 @@ def test_400_for_a_receipt_of_another_form(ask, change):
     assert "receipt" in assert_problem(verify(ask, receipt), 400, "malformed-request")["detail"]
 
 
+def test_a_receipt_that_is_far_too_long_is_not_even_parsed(ask):
+    receipt = b'{"a":[' + b"[]," * 20_000 + b"1]}"
+    for part in (("r.json", receipt), (None, receipt)):
+        refused = ask("POST", "/verify", files={"receipt": part, "file": ("x.png", IMAGE)})
+        detail = assert_problem(refused, 400, "malformed-request")["detail"]
+        assert detail.startswith(f"receipt: {len(receipt)} bytes are none")
+
+
 def test_400_for_parts_that_are_missing_doubled_or_unknown(ask):
     receipt, file = ("receipt", (None, json.dumps(receipt_of(ask)))), ("file", ("x.png", IMAGE))
     wrong = [[receipt], [file], [receipt, ("file", ("x.png", b""))], [receipt, file, ("mask", ("y.png", IMAGE))]]
