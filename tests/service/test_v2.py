@@ -4,7 +4,9 @@ import asyncio
 import base64
 import gzip
 import json
+import tracemalloc
 import zlib
+from contextlib import suppress
 from pathlib import Path
 
 import httpx
@@ -18,7 +20,7 @@ from support import Engines, assert_problem, encode, random_pixels, running
 from service.config import Settings
 from service.errors import MalformedRequest, TooLarge
 from service.routes.connection import SINCE_LAST_BYTE
-from service.tensors import parse_infer
+from service.tensors import MOST_MARKS, parse_infer
 
 PIXELS = random_pixels(3, seed=5)
 FILES = [encode(Image.fromarray(one), "PNG") for one in PIXELS]
@@ -238,3 +240,27 @@ def test_a_tensor_is_given_up_at_the_first_element_over_its_shape():
 
     with pytest.raises(MalformedRequest, match="are not 2 elements"):
         parse_infer(content, int(headers["inference-header-content-length"]), (8, 8, 3), 8)
+
+
+@pytest.mark.parametrize("value", [b"[]", b"{}", b"1", b'{"a":1}'])
+def test_413_for_json_of_more_values_than_may_be_held(ask, value):
+    content = (
+        b'{"inputs":[{"name":"image","shape":[1],"datatype":"BYTES","data":[' + (value + b",") * MOST_MARKS + b"1]}]}"
+    )
+
+    problem = assert_problem(ask("POST", INFER, content=content), 413, "too-large")
+    assert "binary" in problem["error"]
+
+
+def test_wrong_json_is_held_in_memory_once_however_much_is_wrong_with_it():
+    text = b'{"inputs":[{"data":[' + b"[]," * 50_000 + b"1]}]}"  # has no name, no shape, no datatype
+
+    def peak(parse) -> int:
+        tracemalloc.start()
+        with suppress(MalformedRequest):
+            parse(text)
+        _, most = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        return most
+
+    assert peak(lambda body: parse_infer(body, None, (8, 8, 3), 8)) < 1.5 * peak(json.loads)
