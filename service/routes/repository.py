@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 from fastapi import APIRouter, Request
 from pydantic import BaseModel, ValidationError
 
-from service.errors import MalformedRequest, fault_in
+from service.errors import MalformedRequest, TooLarge, fault_in
 from service.inference import Service
 from service.rollout import Rollout
 from service.routes import ServiceDependency
@@ -23,6 +23,7 @@ from service.schemas import (
 )
 
 Asked = TypeVar("Asked", bound=BaseModel)
+MOST_BYTES = 64 * 2**10  # of a body; what pydantic makes of wrong JSON is hundreds of times its size
 
 router = APIRouter(prefix="/v2/repository", tags=["repository"], dependencies=[require_admin])
 
@@ -67,9 +68,11 @@ async def unload(name: str, request: Request, service: ServiceDependency) -> dic
 async def _read(request: Request, service: Service, kind: type[Asked], innermost: type[BaseModel]) -> Asked:
     """Return the JSON body, whatever type it claims: `curl -d` and Triton's client name another, or none.
 
-    `innermost` has the entries that its caller may have meant. Raises MalformedRequest, and as `read_body`.
+    `innermost` has the entries that its caller may have meant. Raises MalformedRequest, TooLarge, and as `read_body`.
     """
     body = await read_body(request, service.settings, time.monotonic() + service.settings.request_timeout_s)
+    if len(body) > MOST_BYTES:
+        raise TooLarge(f"the body has {len(body)} bytes, the limit of a repository call is {MOST_BYTES}")
     try:
         return kind.model_validate_json(body or b"{}")
     except ValidationError as error:

@@ -167,9 +167,9 @@ def test_a_wrong_entry_is_named_with_those_that_are_known(asked, url, body, word
 
 
 def test_a_body_over_the_limit_is_refused(asked):
-    (refused,) = asked((INDEX[0], {"content": b" " * (20 * 2**20 + 1)}))
-
-    assert_problem(refused, 413, "too-large")
+    for size in (2**16 + 1, 20 * 2**20 + 1):
+        (refused,) = asked((INDEX[0], {"content": b" " * size}))
+        assert_problem(refused, 413, "too-large")
 
 
 @pytest.mark.parametrize("body", [b"[]", b"{", b'{"parameters": {"config": "{}"}}', b'{"parameters": {"version": 0}}'])
