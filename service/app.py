@@ -3,17 +3,20 @@
 import asyncio
 import json
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections import defaultdict
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from importlib.metadata import version
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
+from fastapi.routing import APIRoute
 from fastapi_offline import FastAPIOffline
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
+from starlette.routing import BaseRoute, Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from service import problems
@@ -94,6 +97,7 @@ def create_app(
         redoc_url=None,
         lifespan=_lifespan,
         routes=[document.route],  # before FastAPI's own
+        redirect_slashes=False,  # to a host that the caller names, and clients that send files do not follow
         responses={code: _document(code, title) for code, title in problems.TITLE.items() if code != 499},
     )
     app.state.service = service
@@ -102,9 +106,10 @@ def create_app(
     app.state.keys = KeyRing(settings.api_keys_file, public_predict=settings.public_predict)
     app.state.observing = Observing(metrics, app.state.tracing, settings.log_requests)
     app.user_middleware.extend(_layers(settings, app.state.observing))
-    routers = (one.router for one in (predict, verify, models, repository, operations, page, extensions, v2))
+    routers = [one.router for one in (predict, verify, models, repository, operations, page, extensions, v2)]
     for router in (*routers, v2.keyed):
         app.include_router(router)
+    app.state.methods = _methods_by_path([*app.routes, *(one for router in routers for one in router.routes)])
     app.mount("/page", page.files)
     app.add_exception_handler(ServiceError, _answer_service_error)
     app.add_exception_handler(RequestValidationError, _answer_wrong_parameter)
@@ -204,7 +209,8 @@ async def _answer_wrong_parameter(request: Request, error: Exception) -> Respons
     assert isinstance(error, RequestValidationError)
     first = error.errors()[0]
     name = ".".join(str(part) for part in first["loc"][1:])
-    known = await _parameters_of(request, first["loc"][0])
+    document: ApiDocument = request.app.state.document
+    known = await document.parameters(request, first["loc"][0])
     told = f"it is not known here{nearest(name, known)}" if first["type"] == "extra_forbidden" else first["msg"]
     detail = f"{first['loc'][0]} parameter {name}: {told}; known parameters are {', '.join(known) or 'none'}"
     return await _answer_service_error(request, MalformedRequest(detail))
@@ -213,11 +219,13 @@ async def _answer_wrong_parameter(request: Request, error: Exception) -> Respons
 async def _answer_http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     headers = {name.lower(): value for name, value in (error.headers or {}).items()}
-    if methods := await _methods_at(request):
+    known: dict[str, list[str]] = request.app.state.methods
+    if methods := known.get(getattr(request.scope.get("route"), "path", "")):
         headers["allow"] = ", ".join(methods)  # Starlette names those of the first route alone
+    path = request.url.path
     details = {
-        404: f"there is nothing at {request.url.path}; /docs lists what there is",
-        405: f"{request.method} is not possible at {request.url.path}",
+        404: f"there is nothing at {path}{_meant(path, known)}; /docs lists what there is",
+        405: f"{request.method} is not possible at {path}; possible is {headers.get('allow', 'nothing')}",
     }
     names = {404: "no-such-path", 405: "method-not-allowed"}
     status = error.status_code
@@ -225,15 +233,18 @@ async def _answer_http_error(request: Request, error: Exception) -> Response:
     return _respond(request, document, headers)
 
 
-async def _parameters_of(request: Request, place: str) -> list[str]:
-    document: ApiDocument = request.app.state.document
-    operation = (await document.operations(request)).get(request.method.lower(), {})
-    return [one["name"] for one in operation.get("parameters", []) if one["in"] == place]
+def _methods_by_path(routes: Iterable[BaseRoute]) -> dict[str, list[str]]:
+    found: defaultdict[str, set[str]] = defaultdict(set)
+    for route in routes:
+        if isinstance(route, Route | APIRoute):
+            found[route.path] |= set(route.methods or ())
+    return {path: sorted(methods) for path, methods in found.items()}
 
 
-async def _methods_at(request: Request) -> list[str]:
-    document: ApiDocument = request.app.state.document
-    return sorted(method.upper() for method in await document.operations(request))
+def _meant(path: str, known: Iterable[str]) -> str:
+    if path.endswith("/"):
+        return f" (did you mean {path.rstrip('/') or '/'}?)"
+    return nearest(path, [one for one in known if "{" not in one])
 
 
 async def _answer_surprise(request: Request, error: Exception) -> Response:

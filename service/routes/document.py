@@ -22,12 +22,11 @@ class ApiDocument:
                 await asyncio.to_thread(app.openapi)
             return app.openapi()
 
-    async def operations(self, request: Request) -> dict[str, dict[str, Any]]:
-        """Return the operations at a request's route, by method in lower case; empty where nothing is documented."""
-        path = getattr(request.scope.get("route"), "path", None)
-        document = await self.of(request.app) if path is not None else {}
-        found: dict[str, dict[str, Any]] = document.get("paths", {}).get(path, {})
-        return found
+    async def parameters(self, request: Request, place: str) -> list[str]:
+        """Return the names of what a call takes in its `query`, `path` or `header`."""
+        path, method = getattr(request.scope.get("route"), "path", ""), request.method.lower()
+        operation = (await self.of(request.app))["paths"].get(path, {}).get(method, {})
+        return [one["name"] for one in operation.get("parameters", ()) if one["in"] == place]
 
     async def _show(self, request: Request) -> JSONResponse:
         return JSONResponse(await self.of(request.app))

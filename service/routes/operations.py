@@ -32,6 +32,7 @@ LIMITS = (
 )
 
 
+@router.head("/healthz", include_in_schema=False)
 @router.get("/healthz")
 async def live(service: ServiceDependency) -> HealthBody:
     """200 while the process can do its work; when it is not, restart it."""
@@ -40,6 +41,7 @@ async def live(service: ServiceDependency) -> HealthBody:
     return HealthBody(status="live")
 
 
+@router.head("/readyz", include_in_schema=False)
 @router.get("/readyz")
 async def ready(service: ServiceDependency) -> HealthBody:
     """200 while requests are answered, also `degraded`; 503 while loading or draining."""

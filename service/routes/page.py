@@ -30,6 +30,7 @@ class _Files(StaticFiles):
 files = _Files(directory=FOLDER)
 
 
+@router.head("/")
 @router.get("/")
 async def page() -> FileResponse:
     """Show the page."""

@@ -50,6 +50,7 @@ router = APIRouter(prefix="/v2", tags=["open inference protocol"])
 keyed = APIRouter(prefix="/v2", tags=["open inference protocol"], dependencies=[require_predict])
 
 
+@router.head("/health/live", include_in_schema=False)
 @router.get("/health/live", response_class=Response)
 async def is_live(service: ServiceDependency) -> Response:
     """200 while the process can do its work, as /healthz."""
@@ -57,6 +58,7 @@ async def is_live(service: ServiceDependency) -> Response:
     return Response()
 
 
+@router.head("/health/ready", include_in_schema=False)
 @router.get("/health/ready", response_class=Response)
 async def is_ready(service: ServiceDependency) -> Response:
     """200 while requests are answered, as /readyz."""

@@ -45,8 +45,28 @@ def test_404_for_a_model_that_is_described_but_not_there(ask):
     assert_problem(ask("GET", "/models/dog"), 404, "model-not-found")
 
 
-def test_404_for_a_path_that_is_not_there(ask):
-    assert_problem(ask("GET", "/predictions"), 404, "no-such-path")
+@pytest.mark.parametrize(
+    ("method", "path", "told"),
+    [
+        ("GET", "/predictions/tiny", "did you mean /predict?"),  # TorchServe's
+        ("PUT", "/predict/seven.png", "did you mean /predict?"),  # curl -T seven.png http://host/predict/
+        ("POST", "/predict/", "did you mean /predict?"),
+        ("GET", "/models/tiny/", "did you mean /models/tiny?"),
+        ("GET", "/nowhere", "nothing at /nowhere; /docs lists"),
+    ],
+)
+def test_404_for_a_path_that_is_not_there_says_which_one_is(ask, method, path, told):
+    response = ask(method, path, headers={"host": "other.example"})
+
+    assert told in assert_problem(response, 404, "no-such-path")["detail"]
+
+
+@pytest.mark.parametrize("path", ["/healthz", "/readyz", "/v2/health/live", "/v2/health/ready", "/"])
+def test_probes_may_ask_with_head(ask, path):
+    refused = ask("DELETE", path)
+
+    assert ask("HEAD", path).status_code == 200
+    assert refused.headers["allow"] == "GET, HEAD"
 
 
 @pytest.mark.parametrize("method", ["GET", "DELETE", "PATCH"])
@@ -55,6 +75,7 @@ def test_405_names_the_methods_that_are_possible(ask, method):
 
     assert_problem(response, 405, "method-not-allowed")
     assert response.headers["allow"] == "POST, PUT"
+    assert response.json()["detail"] == f"{method} is not possible at /predict; possible is POST, PUT"
 
 
 def test_408_for_a_body_that_does_not_arrive(models):
