@@ -93,7 +93,9 @@ def converse(request: httpx.Request, policy: Policy) -> Conversation:
             pause_s = _retry_after_s(response, pause_s)
             refusal: FoldserveError = _refusal(response)
         except httpx.TransportError as error:
-            refusal = ServerUnreachable(f"{request.url.copy_with(query=None)}: {error or type(error).__name__}")
+            meant = "; write its address as http://host:port" if isinstance(error, httpx.UnsupportedProtocol) else ""
+            where = request.url.copy_with(query=None)
+            refusal = ServerUnreachable(f"{where}: {error or type(error).__name__}{meant}")
             if isinstance(error, httpx.ReadTimeout | httpx.WriteTimeout | httpx.UnsupportedProtocol):
                 raise refusal from None
         waited_s += pause_s

@@ -40,8 +40,12 @@ def find_images(paths: Sequence[Path], *, recursive: bool) -> list[Path]:
     """Return the files that are named, and where asked for the images in folders, sorted. Raises PredictionRefused."""
     found: list[Path] = []
     for path in paths:
-        if not (recursive and path.is_dir()):
+        if not path.exists():
+            raise PredictionRefused(f"{path}: No such file or directory")
+        if not path.is_dir():
             found.append(path)
+        elif not recursive:
+            raise PredictionRefused(f"{path}: Is a directory; --recursive takes the images in it")
         elif images := sorted(one for one in path.rglob("*") if one.suffix.lower() in SUFFIXES and one.is_file()):
             found += images
         else:
@@ -50,14 +54,15 @@ def find_images(paths: Sequence[Path], *, recursive: bool) -> list[Path]:
 
 
 def run_here(models: Path, paths: Sequence[Path], query: Query) -> Iterator[Labelled]:
-    """Yield the labels of files by a model of this repository. Raises PredictionRefused and what loading raises."""
+    """Yield the labels of files by a model of this repository; a file that cannot be read has an error of its own.
+
+    Raises PredictionRefused and what loading raises.
+    """
     from service.answers import predict_body
     from service.engine import choose_device, open_engine
     from service.preprocessing import refuse_warnings
     from service.repository import Repository
 
-    for path in paths[:1]:
-        _read(path)  # before a model is loaded for nothing
     refuse_warnings()  # as the service does
     repository = Repository(models, open_engine)
     names = repository.names()
@@ -65,25 +70,44 @@ def run_here(models: Path, paths: Sequence[Path], query: Query) -> Iterator[Labe
         raise PredictionRefused(f"{models} holds {', '.join(names)}; choose one with --model")
     model = repository.load(query.model or names[0], choose_device("auto"))
     for path in paths:
-        outcome = _classify(model, _read(path))
+        try:
+            outcome = _classify(model, path.read_bytes())
+        except OSError as error:
+            yield Labelled({}, _unread(path, error))
+            continue
         body = predict_body(model, [str(path)], [outcome], k=query.top_k, with_logits=query.logits)
         yield _labelled(body)
 
 
 def ask_server(url: str, paths: Sequence[Path], query: Query, *, api_key: str | None = None) -> Iterator[Labelled]:
-    """Yield the labels of files by a server. Raises PredictionRefused."""
+    """Yield the labels of files by a server; a file that cannot be read has an error of its own.
+
+    Raises PredictionRefused, RequestRefused, ServerUnreachable.
+    """
     import httpx
 
     from foldserve.client import Client
     from foldserve.conversation import RequestRefused
 
     parameters = {name: value for name, value in asdict(query).items() if value is not None}
+    unread: dict[Path, OSError] = {}
+
+    def encoded() -> Iterator[bytes]:
+        for path in paths:
+            try:
+                yield path.read_bytes()
+            except OSError as error:
+                unread[path] = error
+                yield b""  # which is not sent
+
     try:
         with Client(url, api_key=api_key) as client:
             head = _served(client.models(), query.model)
-            answers = client.predict_many((_read(path) for path in paths), **parameters)
+            answers = client.predict_many(encoded(), **parameters)
             for path, answer in zip(paths, answers, strict=True):
-                if isinstance(answer, RequestRefused):
+                if path in unread:
+                    yield Labelled(head, _unread(path, unread[path]))
+                elif isinstance(answer, RequestRefused):
                     yield Labelled(head, {"filename": str(path), "error": answer.problem})
                 else:
                     answer["predictions"][0]["filename"] = str(path)
@@ -103,11 +127,10 @@ def _served(body: dict[str, Any], name: str | None) -> dict[str, Any]:
     return {"model": models[0]["name"], "version": models[0]["version"], "form": models[0]["form"]} if models else {}
 
 
-def _read(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise PredictionRefused(f"{path}: {error.strerror}") from None
+def _unread(path: Path, error: OSError) -> dict[str, Any]:
+    """Return what stands in place of a file's prediction, as RFC 9457 has it."""
+    problem = {"type": "about:blank", "title": "File not read", "detail": str(error.strerror)}
+    return {"filename": str(path), "error": problem}
 
 
 def _classify(model: "Model", encoded: bytes) -> "Outcome":

@@ -53,9 +53,10 @@ def _predict(arguments: argparse.Namespace) -> int:
     found = list(source)
     predictions = [one.prediction for one in found]
     if arguments.json:
-        print(json.dumps({**_head_of(found), "predictions": predictions}, indent=2, ensure_ascii=False))
+        print(_json({**_head_of(found), "predictions": predictions}))
     else:
-        print("\n".join(_table(predictions, with_logits=arguments.logits)))
+        for line in _table(predictions, with_logits=arguments.logits):
+            print(line.encode(errors="surrogateescape").decode(errors="replace"))
     return 1 if any("error" in one for one in predictions) else 0
 
 
@@ -70,11 +71,21 @@ def _head_of(found: list[Labelled]) -> dict[str, Any]:
     return next((one.head for one in reversed(found) if one.head), {})
 
 
+def _json(body: dict[str, Any]) -> str:
+    """Return a body as JSON in UTF-8; where a file's name is not, in ASCII, which reads back to the same name."""
+    text = json.dumps(body, indent=2, ensure_ascii=False)
+    return text if _is_unicode(text) else json.dumps(body, indent=2)
+
+
+def _is_unicode(text: str) -> bool:
+    return not any("\ud800" <= one <= "\udfff" for one in text)
+
+
 def _write_csv(path: Path, source: Iterable[Labelled], count: int) -> int:
     """Write a row as each answer comes, so that what is done survives an interruption; return how many failed."""
     failed = 0
     try:
-        file = path.open("w", newline="", encoding="utf-8")
+        file = path.open("w", newline="", encoding="utf-8", errors="surrogateescape")  # a name keeps its own bytes
     except OSError as error:
         raise PredictionRefused(f"{path}: {error.strerror}") from None
     with file:

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import shutil
 import socket
 import subprocess
@@ -199,10 +200,12 @@ def test_predict_prints_a_line_for_each_image(images, models):
     "words, expected",
     [
         (["nowhere.png"], "nowhere.png: No such file"),
-        (["."], "Is a directory"),
+        (["."], "Is a directory; --recursive takes the images in it"),
+        (["one.png", "nowhere.png", "--csv", "out.csv"], "nowhere.png: No such file"),
         (["one.png", "--model", "dog"], "holds no model dog"),
         (["one.png", "--url", "http://127.0.0.1:1"], "http://127.0.0.1:1/models: "),
         (["one.png", "--url", "nonsense"], "nonsense/models: "),
+        (["one.png", "--url", "localhost:8000"], "write its address as http://host:port"),
     ],
 )
 def test_what_cannot_be_predicted_is_told_and_exits_1(images, models, words, expected):
@@ -248,6 +251,29 @@ def test_a_folder_is_labelled_into_a_table_with_a_row_for_each_image(images, mod
     assert [Path(row["filename"]).name for row in rows] == ["bad.png", *(f"{number:02}.PNG" for number in range(12))]
     assert rows[0]["error"]
     assert len({(row["label"], row["score"], row["model"], row["version"]) for row in rows[1:]}) == 1
+
+
+@pytest.mark.parametrize("is_asked", [True, False])
+def test_a_file_that_cannot_be_read_or_has_an_odd_name_ends_nothing(images, models, server, tmp_path, is_asked):
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for name in (b"a.png", b"odd-\xff.png", b"z.png"):
+        shutil.copy(images / "one.png", folder / os.fsdecode(name))
+    (folder / "b.png").symlink_to("/proc/self/mem")  # a file whose first byte cannot be read, for root neither
+    words = ["--url", server.url] if is_asked else ["--models", models]
+
+    done = run("predict", *words, "--recursive", "photos", "--csv", "out.csv", cwd=tmp_path)
+    shown = run("predict", *words, "--recursive", "photos", "--json", cwd=tmp_path)
+    lines = run("predict", *words, "--recursive", "photos", cwd=tmp_path)
+
+    with (tmp_path / "out.csv").open(newline="", errors="surrogateescape") as file:
+        rows = list(csv.DictReader(file))
+    assert (done.returncode, done.stderr.splitlines()[-1]) == (1, "out.csv: 3 labelled, 1 failed")
+    assert [os.fsencode(row["filename"])[7:] for row in rows] == [b"a.png", b"b.png", b"odd-\xff.png", b"z.png"]
+    assert [bool(row["label"]) for row in rows] == [True, False, True, True]
+    assert rows[1]["error"] == "Input/output error"
+    assert [one["filename"] for one in json.loads(shown.stdout)["predictions"]] == [row["filename"] for row in rows]
+    assert "odd-\ufffd.png" in lines.stdout
 
 
 def test_a_folder_without_images_is_told(models, tmp_path):
