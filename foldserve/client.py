@@ -1,10 +1,10 @@
 """A client of the service: one that waits, and one that does not block the event loop; `conversation` says what for."""
 
 import asyncio
-import time
+import threading
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from os import PathLike
 from pathlib import Path
 from typing import Any, Self
@@ -74,11 +74,15 @@ class Client(_Asking):
         is about every image, ServerUnreachable, and what `images` raises, each in its place: after what came before.
         """
         waiting: deque[Future[Body]] = deque()
-        done, source = 0, _Source(images)
+        done, source, leaving = 0, _Source(images), threading.Event()
+
+        def ask(image: Image) -> Body:
+            return self._talk(self._post(self._http, image, query), leaving)
+
         with ThreadPoolExecutor(concurrency, thread_name_prefix="client") as threads:
             try:
                 for image in source:
-                    waiting.append(threads.submit(self.predict, image, **query))
+                    waiting.append(threads.submit(ask, image))
                     if len(waiting) >= 2 * concurrency:
                         yield _own(waiting.popleft().result)
                         done = _tell(progress, done)
@@ -87,13 +91,16 @@ class Client(_Asking):
                     done = _tell(progress, done)
                 source.raise_failure()
             finally:
+                leaving.set()
                 threads.shutdown(wait=False, cancel_futures=True)
 
-    def _talk(self, conversation: Conversation) -> Body:
-        step = Step(conversation)
+    def _talk(self, conversation: Conversation, leaving: threading.Event | None = None) -> Body:
+        """Return the body that a conversation ends with; give up at its next pause once `leaving` is set."""
+        step, leaving = Step(conversation), leaving or threading.Event()
         while not step.is_over:
             if isinstance(step.wanted, float):
-                time.sleep(step.wanted)  # what Retry-After or the backoff asks
+                if leaving.wait(step.wanted):  # what Retry-After or the backoff asks
+                    raise CancelledError
                 step.go_on(None)
             else:
                 with step.catching():

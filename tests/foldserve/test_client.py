@@ -222,6 +222,15 @@ def test_what_the_images_raise_comes_after_the_answers_of_those_before_it(predic
     assert found == [str(number) for number in range(good)]
 
 
+def test_who_leaves_many_does_not_wait_for_its_pauses():
+    script = Script((200, {}, {"echo": "0"}), *[(429, {"retry-after": "300"}, {"detail": "full"})] * 8)
+    patient = Policy(retries=1, patience_s=1000)
+    with scripted(script) as url, Client(url, policy=patient) as client:
+        answers = client.predict_many([b"0", b"1", b"2", b"3"], concurrency=2)
+        assert next(answers) == {"echo": "0"}
+        answers.close()  # as an exception at the caller's, or Ctrl-C, would
+
+
 def test_an_image_without_bytes_is_refused_by_itself_and_never_sent():
     script = Script()
     with scripted(script) as url, Client(url) as client:
