@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError, features
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from service.anatomy import excess_of
 from service.errors import NO_BYTES, ConfigurationError, InvalidImage, TooLarge, UnsupportedFormat
 from service.small_files import QUICK_BYTES, PlainPng, read_plain_png
 
@@ -39,6 +40,7 @@ UPRIGHT = {
 }
 DIRECT_MODES = frozenset({"1", "L", "P", "RGB", "RGBA", "LA", "PA", "RGBX", "RGBa", "La", "CMYK", "YCbCr", "HSV"})
 STRIP_PIXELS = 2**20
+MOST_SIDE = 65_535  # as in JPEG and GIF; Pillow needs 27 bytes for each pixel of an image that is one wide
 SIXTEEN_BIT_MODES = frozenset({"I", "I;16", "I;16L", "I;16B", "I;16N"})
 
 
@@ -189,6 +191,8 @@ def encode_decoded(pixels: Pixels, spec: Preprocessing) -> bytes:
 def _open(encoded: bytes, accepted: Accepted) -> Image.Image:
     if not encoded:
         raise UnsupportedFormat(NO_BYTES)
+    if excess := excess_of(encoded):
+        raise TooLarge(f"the image {excess}; save it anew")
     Image.MAX_IMAGE_PIXELS = None  # Pillow's own limit is for all of a process and warns first; ours follows below
     try:
         image = Image.open(io.BytesIO(encoded), formats=accepted.formats)
@@ -199,6 +203,8 @@ def _open(encoded: bytes, accepted: Accepted) -> Image.Image:
         raise _doubtful(warning) from warning
     except Exception as error:  # plug-ins raise what they like at a header that is theirs and broken
         raise InvalidImage(f"the header of the image cannot be read: {error}") from error
+    if max(image.size) > MOST_SIDE:
+        raise TooLarge(f"the image is {image.width} × {image.height} by its header; a side may have {MOST_SIDE} pixels")
     if image.width * image.height > accepted.max_pixels:
         raise TooLarge(
             f"the image is {image.width} × {image.height} by its header, over the limit of {accepted.max_pixels} pixels"
