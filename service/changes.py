@@ -66,14 +66,12 @@ class Changes:
 
     async def _tell_all(self, what: str, order: Mapping[str, Any]) -> None:
         """Have all carry out an order, and then know whether the model's last load failed. Raises what it raises."""
-        name, failures = order["name"], self._roster.failures
-        before = failures.get(name)
+        name = order["name"]
         try:
             await self._crew.tell_all(what, order, kept_as=f"model {name}")
         finally:
-            if (reason := failures.get(name)) != before:
-                note = {"name": name, "reason": reason}
-                await self._crew.tell_all("note failure", note, kept_as=f"failure of {name}")
+            note = {"name": name, "reason": self._roster.failures.get(name)}
+            await self._crew.tell_all("note failure", note, kept_as=f"failure of {name}")
 
     async def _load(self, order: Mapping[str, Any]) -> dict[str, Any]:
         rollout = None if order["rollout"] is None else Rollout.model_validate(order["rollout"])
