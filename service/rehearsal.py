@@ -13,7 +13,7 @@ from service.inference import Service
 
 @dataclass(frozen=True, slots=True)
 class Rehearsal:
-    """How one model did: golden images whose logits are within the file's tolerance, of how many."""
+    """How one version did: golden images whose logits are within the file's tolerance, of how many."""
 
     model: str
     version: int
@@ -38,7 +38,7 @@ class Rehearsal:
 
 
 async def rehearse(settings: Settings) -> list[Rehearsal]:
-    """Return how each model did. Raises what `serve` would refuse at."""
+    """Return how each version did that is served. Raises what `serve` would refuse at."""
     failures: list[BaseException] = []
     app = create_app(settings, on_failure=failures.append)
     service: Service = app.state.service
@@ -46,7 +46,8 @@ async def rehearse(settings: Settings) -> list[Rehearsal]:
         await service.start()
         if failures:
             raise failures[0]
-        return [await _ask(classifier, service) for classifier in service.classifiers()]
+        served = [one for deployment in service.deployments() for one in deployment.classifiers()]
+        return [await _ask(classifier, service) for classifier in served]
     finally:
         await service.stop()
 

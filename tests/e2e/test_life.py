@@ -87,6 +87,17 @@ def test_an_engine_that_is_lost_is_reported_and_ends_the_process_with_a_reason(s
     assert FAULTS[fault] in server.said()
 
 
+def test_a_rehearsal_asks_the_canary_and_the_shadow_too(tmp_path):
+    for version in (1, 2, 3):
+        TinyModel(seed=version).write(tmp_path, version)
+    (tmp_path / "tiny" / "serving.json").write_text('{"stable": 1, "canary": 2, "shadow": 3}')
+
+    done = rehearse("--models", str(tmp_path))
+
+    assert done.returncode == 0
+    assert [line.split(" on ")[0] for line in done.stdout.splitlines()] == [f"tiny version {one}" for one in (1, 2, 3)]
+
+
 def rehearse(*flags: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "foldserve", "serve", "--dry-run", "--device", "cpu", *flags]
     return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
