@@ -244,7 +244,8 @@ def _methods_by_path(routes: Iterable[BaseRoute]) -> dict[str, list[str]]:
 def _meant(path: str, known: Iterable[str]) -> str:
     if path.endswith("/"):
         return f" (did you mean {path.rstrip('/') or '/'}?)"
-    return nearest(path, [one for one in known if "{" not in one])
+    first = "/" + path.lstrip("/").partition("/")[0]  # what follows it is often a name
+    return nearest(first, [one for one in known if "{" not in one], likeness=0.75)
 
 
 async def _answer_surprise(request: Request, error: Exception) -> Response:

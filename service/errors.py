@@ -173,9 +173,9 @@ class InferenceFailed(ServiceError):
     """The engine failed on this image, alone."""
 
 
-def nearest(name: str, known: Iterable[str]) -> str:
+def nearest(name: str, known: Iterable[str], likeness: float = 0.6) -> str:
     """Return " (did you mean …?)" for the known name closest to `name`, or nothing: the end of many a message."""
-    close = difflib.get_close_matches(name, list(known), n=1)
+    close = difflib.get_close_matches(name, list(known), n=1, cutoff=likeness)
     return f" (did you mean {close[0]}?)" if close else ""
 
 

@@ -52,7 +52,8 @@ def test_404_for_a_model_that_is_described_but_not_there(ask):
         ("PUT", "/predict/seven.png", "did you mean /predict?"),  # curl -T seven.png http://host/predict/
         ("POST", "/predict/", "did you mean /predict?"),
         ("GET", "/models/tiny/", "did you mean /models/tiny?"),
-        ("GET", "/nowhere", "nothing at /nowhere; /docs lists"),
+        ("GET", "/modles", "did you mean /models?"),
+        ("GET", "/nope", "nothing at /nope; /docs lists"),
     ],
 )
 def test_404_for_a_path_that_is_not_there_says_which_one_is(ask, method, path, told):
