@@ -9,8 +9,9 @@ from service.crew import Crew
 from service.deployment import Deployment
 from service.errors import FoldserveError, NotReady
 from service.opening import Opener
-from service.rollout import Rollout
+from service.rollout import Rollout, Snapshot
 from service.roster import Roster
+from service.watching import Watcher, watch
 
 logger = logging.getLogger(__name__)
 
@@ -27,9 +28,11 @@ class Changes:
         self._on_loaded = on_loaded
         self._opener: Opener | None = None
         self._one_by_one = asyncio.Lock()
+        self._seen: Mapping[str, Any] = {}  # what whoever watches the repository has followed
         crew.on("load", self._load)
         crew.on("unload", self._unload)
         crew.on("note failure", self._note_failure)
+        crew.on("note seen", self._note_seen)
 
     async def begin(self, opener: Opener, names: Iterable[str], told: Mapping[str, Rollout]) -> None:
         """Bring the first models, as their serving.json or `told` says; what comes later waits. Raises as `bring`."""
@@ -54,7 +57,21 @@ class Changes:
         """
         await self._tell_all("unload", {"name": name})
 
-    async def follow(self, name: str, is_there: bool) -> None:  # noqa: FBT001
+    async def watch(self, watcher: Watcher, interval_s: float) -> None:
+        """Follow what the repository shows, from where a process before this one left off; until cancelled."""
+        if self._seen:
+            watcher.resume(self._seen)
+        else:
+            await self._remember(watcher.known)
+        await watch(watcher, interval_s, self._follow, self._remember)
+
+    async def _remember(self, known: Mapping[str, Snapshot]) -> None:
+        await self._crew.tell_all("note seen", {"known": dict(known)}, kept_as="seen")
+
+    async def _note_seen(self, order: Mapping[str, Any]) -> None:
+        self._seen = order["known"]
+
+    async def _follow(self, name: str, is_there: bool) -> None:  # noqa: FBT001
         """Load a model that has changed on disk, or unload one that went from there."""
         try:
             if is_there:

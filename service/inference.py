@@ -28,7 +28,7 @@ from service.repository import Model, Repository
 from service.rollout import Rollout
 from service.room import Room
 from service.roster import Roster
-from service.watching import Watcher, watch
+from service.watching import Watcher
 
 Status = Literal["loading", "ready", "retiring", "draining", "failed"]
 WATCH_EVERY_S = 0.5
@@ -113,7 +113,7 @@ class Service:
             self.status = "ready"
             self.metrics.ready(True)
             if watcher is not None:
-                self._resources.callback(asyncio.create_task(watch(watcher, interval_s, self.changes.follow)).cancel)
+                self._resources.callback(asyncio.create_task(self.changes.watch(watcher, interval_s)).cancel)
             served = ", ".join(f"{one.model.name} version {one.model.version}" for one in self.classifiers())
             logger.info("ready: serving %s on %s", served, self.device.used if self.device else "?")
             self._check_memory()

@@ -6,8 +6,9 @@ is not touched. One that is tried and fails is tried again when its files change
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 from service.artifact import MODEL_NAME, versions
 from service.rollout import Snapshot, snapshot_of
@@ -25,6 +26,15 @@ class Watcher:
         except OSError:  # who loads from there says so
             self._known = {}
         self._last = self._known
+
+    @property
+    def known(self) -> dict[str, Snapshot]:
+        """What was there, of each model, when it was last loaded, tried, or counted as known."""
+        return dict(self._known)
+
+    def resume(self, known: Mapping[str, Any]) -> None:
+        """Go on from what another watcher knew, as JSON gives it back."""
+        self._known = {name: _as_tuples(snapshot) for name, snapshot in known.items()}
 
     def changes(self) -> list[tuple[str, bool]]:
         """Return the models that changed and have settled since, by name, each with whether it is still there."""
@@ -49,12 +59,27 @@ class Watcher:
         return {folder.name: snapshot_of(folder) for folder in folders}
 
 
-async def watch(watcher: Watcher, interval_s: float, follow: Callable[[str, bool], Awaitable[None]]) -> None:
-    """Tell `follow` each model that changed, by name, and whether it is still there; until cancelled."""
+def _as_tuples(value: Any) -> Any:
+    return tuple(map(_as_tuples, value)) if isinstance(value, list | tuple) else value
+
+
+async def watch(
+    watcher: Watcher,
+    interval_s: float,
+    follow: Callable[[str, bool], Awaitable[None]],
+    remember: Callable[[Mapping[str, Snapshot]], Awaitable[None]],
+) -> None:
+    """Tell `follow` each model that changed, by name, and whether it is still there; until cancelled.
+
+    Once all are followed, `remember` is told what is known then.
+    """
     while True:
         await asyncio.sleep(interval_s)
         try:
-            for name, is_there in await asyncio.to_thread(watcher.changes):
+            changes = await asyncio.to_thread(watcher.changes)
+            for name, is_there in changes:
                 await follow(name, is_there)
+            if changes:
+                await remember(watcher.known)
         except OSError as error:
             logger.warning("the repository cannot be looked at: %s", error)

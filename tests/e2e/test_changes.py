@@ -133,6 +133,23 @@ def test_a_version_that_one_worker_loads_or_unloads_every_worker_serves_or_not_u
     assert gone == [404, 404]
 
 
+def test_a_version_that_appears_while_the_worker_that_watches_is_gone_is_loaded_all_the_same(start, tmp_path):
+    models = tmp_path / "models"
+    TinyModel(seed=1).write(models, 1)
+    server = start("--models", str(models), "--workers", "2", "--watch-interval-s", "0.2", "--grace-s", "0")
+    image = TinyModel().golden().encoded[0]
+
+    def versions() -> set[int]:
+        return {post(server.url, image).json()["version"] for _ in range(4)}
+
+    first = workers_of(server)[0]
+    for version in (2, 3):  # one before its own look, and one more after a successor's
+        os.kill(first, signal.SIGKILL)
+        TinyModel(seed=version).write(models, version)
+        wait_for(lambda version=version: versions() == {version}, f"version {version} is found")
+        first = next(pid for pid in reversed(workers_of(server)))
+
+
 def test_why_a_load_failed_is_told_by_every_worker_and_those_to_come_until_it_succeeds(start, models, tmp_path):
     headers = {"x-api-key": add_key(tmp_path / "keys")}
     serving = models / "tiny" / "serving.json"
