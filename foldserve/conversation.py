@@ -37,8 +37,9 @@ class RequestRefused(FoldserveError):
 
     @property
     def is_about_the_image(self) -> bool:
-        """True where another image may well be answered."""
-        return self.status in {413, 415, 422}
+        """True where another image may well be answered: also after a 500, if the model failed on this one alone."""
+        failed_alone = str(self.problem.get("type", "")).endswith(":inference-failed")
+        return self.status in {413, 415, 422} or failed_alone
 
 
 @dataclass(frozen=True, slots=True)

@@ -200,7 +200,9 @@ def _from_base64(text: str, index: int) -> bytes:
     try:
         return base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError):
-        raise MalformedRequest(f"images.{index} is not base64 (RFC 4648, section 4)") from None
+        raise MalformedRequest(
+            f"images.{index} is not base64 (RFC 4648, section 4): no line breaks, + and / and not - and _, = to the end"
+        ) from None
 
 
 async def _once(body: bytes) -> AsyncGenerator[bytes, None]:
