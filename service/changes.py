@@ -57,6 +57,14 @@ class Changes:
         """
         await self._tell_all("unload", {"name": name})
 
+    async def agree(self) -> None:
+        """Where a file was changed in place since the others loaded it, have all load what this process has."""
+        for order in self._crew.loaded or ():
+            found, theirs = self._roster.find(order["name"]), order["digests"]
+            if found is not None and any(theirs.get(one, ours) != ours for one, ours in _digests(found).items()):
+                logger.warning("model %s: a version that is served was changed in place; all load it anew", found.name)
+                await self.load(found.name, rollout=Rollout.of(found.plan))
+
     async def watch(self, watcher: Watcher, interval_s: float) -> None:
         """Follow what the repository shows, from where a process before this one left off; until cancelled."""
         if self._seen:
@@ -112,5 +120,9 @@ def loaded(deployment: Deployment) -> dict[str, Any]:
     """Return what the rest of the crew needs to serve the very same: the plan as it came out, and certificates."""
     made = [one.certificate for one in deployment.classifiers() if one.certificate is not None]
     rollout = Rollout.of(deployment.plan).model_dump(mode="json")
-    order = {"name": deployment.name, "version": None, "rollout": rollout}
+    order = {"name": deployment.name, "version": None, "rollout": rollout, "digests": _digests(deployment)}
     return {"order": order, "certificates": [one.model_dump(mode="json") for one in made]}
+
+
+def _digests(deployment: Deployment) -> dict[str, str]:
+    return {f"{one.model.version} {one.model.form}": one.model.digest for one in deployment.classifiers()}

@@ -102,6 +102,7 @@ class Service:
         watcher = Watcher(self.settings.models) if is_watching else None
         try:
             await self._load_all()
+            await self.changes.agree()
             await self.crew.joined([loaded(one) for one in self.deployments()])
         except Exception as error:
             if isinstance(error, NotReady) and self.status == "draining":

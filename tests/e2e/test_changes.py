@@ -4,6 +4,7 @@ import asyncio
 import itertools
 import json
 import os
+import shutil
 import signal
 import time
 from collections.abc import Iterator
@@ -131,6 +132,27 @@ def test_a_version_that_one_worker_loads_or_unloads_every_worker_serves_or_not_u
     certificates = [one.headers["foldserve-certificate"] for one in (*before, *after)]
     assert certificates[0] == certificates[1] != certificates[2] == certificates[3]
     assert gone == [404, 404]
+
+
+def test_a_version_that_was_changed_in_place_is_one_file_in_every_worker_after_one_was_replaced(start, tmp_path):
+    models = tmp_path / "models"
+    TinyModel(seed=1).write(models, 1)
+    server = start("--models", str(models), "--workers", "2", "--grace-s", "0")
+
+    def digests() -> set[str]:
+        with one_connection_to_each(server) as clients:
+            return {client.get("/models").json()["models"][0]["digest"] for client in clients}
+
+    before = digests()
+    shutil.rmtree(models / "tiny" / "1")
+    TinyModel(seed=2).write(models, 1)
+    untouched = digests()
+    os.kill(workers_of(server)[0], signal.SIGKILL)
+    wait_for(lambda: httpx.get(f"{server.url}/info").json()["workers"]["ready"] == 2, "the worker is replaced")
+    after = digests()
+
+    assert (len(before), untouched, len(after)) == (1, before, 1)
+    assert after != before
 
 
 def test_a_version_that_appears_while_the_worker_that_watches_is_gone_is_loaded_all_the_same(start, tmp_path):
