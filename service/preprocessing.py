@@ -40,7 +40,7 @@ UPRIGHT = {
 }
 DIRECT_MODES = frozenset({"1", "L", "P", "RGB", "RGBA", "LA", "PA", "RGBX", "RGBa", "La", "CMYK", "YCbCr", "HSV"})
 STRIP_PIXELS = 2**20
-MOST_SIDE = 65_535  # as in JPEG and GIF; Pillow needs 27 bytes for each pixel of an image that is one wide
+MOST_SIDE = 2**21  # one wide, an image costs Pillow 27 bytes for each pixel: 1.3 GB if only pixels were bounded
 SIXTEEN_BIT_MODES = frozenset({"I", "I;16", "I;16L", "I;16B", "I;16N"})
 
 

@@ -12,7 +12,7 @@ from support import encode, photo, png_chunk, spec_for
 
 from service.anatomy import MOST_PARTS, MOST_SCANS, excess_of
 from service.errors import TooLarge
-from service.preprocessing import Accepted, decode
+from service.preprocessing import MOST_SIDE, Accepted, decode
 
 RGB = spec_for("RGB")
 MANY = MOST_PARTS + 1
@@ -78,11 +78,11 @@ def test_any_bytes_are_counted_to_their_end(start, rest):
     excess_of(start + rest)
 
 
-@pytest.mark.parametrize("size", [(1, 65_536), (65_536, 1)])
+@pytest.mark.parametrize("size", [(1, MOST_SIDE + 1), (MOST_SIDE + 1, 1)])
 def test_413_for_a_side_that_costs_more_than_its_pixels(size):
-    with pytest.raises(TooLarge, match="a side may have 65535 pixels"):
+    with pytest.raises(TooLarge, match=f"a side may have {MOST_SIDE} pixels"):
         decode(encode(Image.new("L", size), "PNG"), RGB)
 
 
 def test_the_longest_side_is_decoded():
-    assert decode(encode(Image.new("L", (1, 65_535)), "PNG"), spec_for("RGB")).shape == (*RGB.size, 3)
+    assert decode(encode(Image.new("L", (1, MOST_SIDE)), "PNG"), spec_for("RGB")).shape == (*RGB.size, 3)

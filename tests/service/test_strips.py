@@ -11,9 +11,9 @@ from PIL import Image
 from support import encode, png, spec_for
 
 import service
-from service.preprocessing import MOST_SIDE, STRIP_PIXELS, decode
+from service.preprocessing import STRIP_PIXELS, decode
 
-SIZES = [(1500, 1400), (17, MOST_SIDE), (MOST_SIDE, 17)]  # a little over a strip; the last one is short
+SIZES = [(1500, 1400), (2, STRIP_PIXELS + 3), (STRIP_PIXELS + 3, 2)]  # the last strip is short; a row is a strip
 
 
 def noise(size: tuple[int, int], mode: str) -> Image.Image:
