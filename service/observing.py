@@ -73,6 +73,10 @@ class Observing:
         if not self._is_told_of_late:
             self._tell_of_late()
 
+    def tell_the_rest(self) -> None:
+        """Tell of late answers that no line has told of yet: the service ends."""
+        self._tell_of_late()
+
     def _tell_of_late(self) -> None:
         self._is_told_of_late = self._late > 0
         if self._late:

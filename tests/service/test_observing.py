@@ -118,15 +118,19 @@ def test_a_body_that_cannot_be_read_leaves_no_line_but_the_requests_own(models):
     assert [one["logger"] for one in entries(stream) if "request_id" in one] == ["service.observing"]
 
 
-def test_late_answers_share_a_warning_however_many_they_are(models):
+def test_late_answers_share_a_warning_and_the_rest_is_told_when_the_service_ends(models):
     engines = Engines()
     with log_lines() as stream, serving(Settings(models=models, device="cpu", mode="off"), engines) as ask:
         engines.opened[0].close_gate()
-        statuses = [ask("POST", "/predict", content=IMAGE, headers={"x-request-timeout-ms": "1"}) for _ in range(5)]
-    assert [answer.status_code for answer in statuses] == [504] * 5
+        for _ in range(5):
+            assert ask("POST", "/predict", content=IMAGE, headers={"x-request-timeout-ms": "1"}).status_code == 504
+        engines.opened[0].gate.set()
 
-    (told,) = [entry for entry in entries(stream) if entry["logger"] == "service.observing"]
-    assert (told["level"], told["status"], told["count"]) == ("warning", 504, 1)
+    told = [entry for entry in entries(stream) if entry["logger"] == "service.observing"]
+    assert [(entry["level"], entry["status"], entry["count"]) for entry in told] == [
+        ("warning", 504, 1),
+        ("warning", 504, 4),
+    ]
 
 
 def test_late_answers_after_the_first_are_told_together_and_with_no_requests_name():
