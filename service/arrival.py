@@ -1,8 +1,10 @@
-"""What a connection knows of a request's arrival: when its last byte came, and its body, once all of it is here."""
+"""What is known of the bytes of a connection: when the last one came, a body that is here, what nobody has read."""
 
 import asyncio
+import fcntl
 import socket
 import sys
+import termios
 import weakref
 
 from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
@@ -31,3 +33,13 @@ def take_body(reference: "weakref.ref[RequestResponseCycle]") -> bytes | None:
         return None
     body, cycle.body = bytes(cycle.body), bytearray()
     return body
+
+
+def unread_bytes(transport: asyncio.Transport) -> int:
+    """Return how many bytes the other side has not taken, here and in the kernel, which alone shows a slow reader."""
+    connection: socket.socket | None = transport.get_extra_info("socket")
+    try:
+        told = b"" if connection is None else fcntl.ioctl(connection.fileno(), termios.TIOCOUTQ, bytes(4))
+    except OSError:  # closed meanwhile
+        told = b""
+    return transport.get_write_buffer_size() + int.from_bytes(told, sys.byteorder)

@@ -107,6 +107,9 @@ class Settings(BaseSettings):
         32 * 2**10, ge=1024, description="largest head of a request: its line and its headers, bytes"
     )
     head_timeout_s: float = Field(10.0, gt=0, description="time a request's head may take to arrive, seconds")
+    send_timeout_s: float = Field(
+        30.0, gt=0, description="a caller who reads nothing of his answer for so long is cut off, seconds"
+    )
     keep_alive_s: float = Field(5.0, ge=0, description="how long a connection is kept without a request, seconds")
     max_body_bytes: int = Field(20 * 2**20, ge=1, description="largest request body, bytes")
     max_bytes_in_flight: int = Field(

@@ -96,6 +96,7 @@ class HttpServer(uvicorn.Server):
         self.is_retiring = False  # and now all do
         self.on_up: Callable[[], None] = lambda: None
         self.max_head_bytes, self.head_timeout_s = settings.max_head_bytes, settings.head_timeout_s
+        self.send_timeout_s = settings.send_timeout_s
         self._metrics: Metrics = app.state.service.metrics
         self._on_closed = on_closed
         self._opening: set[asyncio.Task[None]] = set()

@@ -160,3 +160,69 @@ def test_the_kernel_tells_how_long_a_request_has_waited_for_the_event_loop():
     assert seconds_since_last_byte(_Transport(None)) == 0
     with socket.socket(socket.AF_UNIX) as other:
         assert seconds_since_last_byte(_Transport(other)) == 0
+
+
+UPGRADE = b"connection: Upgrade, HTTP2-Settings\r\nupgrade: h2c\r\nhttp2-settings: AAMAAABkAAQAoAAAAAIAAAAA\r\n"
+SECOND = b"GET /healthz HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n"
+
+
+@pytest.mark.parametrize("split", [0, 1, 60])
+@pytest.mark.parametrize("form", ["length", "chunked"])
+def test_a_request_that_asks_for_http2_is_answered_with_its_body_and_so_is_the_next(models, form, split):
+    length = b"content-length: %d\r\n\r\n" % len(IMAGE) + IMAGE
+    chunked = b"transfer-encoding: chunked\r\n\r\n%x\r\n" % len(IMAGE) + IMAGE + b"\r\n0\r\n\r\n"
+    asked = b"POST /predict HTTP/1.1\r\nhost: x\r\n" + UPGRADE + (length if form == "length" else chunked)
+
+    async def scenario():
+        async with listening(models, Engines()) as (address, _):
+            reader, writer = await asyncio.open_connection(*address)
+            writer.write(asked[: len(asked) - split])
+            await writer.drain()
+            if split:
+                await asyncio.sleep(0.05)  # a piece of its own
+            writer.write(asked[len(asked) - split :] + SECOND)
+            answers = await asyncio.wait_for(reader.read(), 10)
+            writer.close()
+            return answers
+
+    answers = asyncio.run(asyncio.wait_for(scenario(), 60))
+
+    assert answers.count(b"HTTP/1.1 200") == 2, answers
+    assert b'"label"' in answers
+    assert answers.endswith(b'{"status":"live"}')
+
+
+def test_a_body_behind_a_request_for_another_protocol_is_never_a_request(models):
+    hidden = b"GET /models HTTP/1.1\r\nhost: x\r\n\r\n"
+    asked = b"POST /predict HTTP/1.1\r\nhost: x\r\n" + UPGRADE + b"content-length: %d\r\n\r\n" % len(hidden)
+
+    async def scenario():
+        async with listening(models, Engines()) as (address, _):
+            return await talk(address, asked + hidden + SECOND)
+
+    answers = asyncio.run(asyncio.wait_for(scenario(), 60))
+
+    assert [one[:3] for one in answers.split(b"HTTP/1.1 ")[1:]] == [b"415", b"200"]
+    assert b'"models"' not in answers
+
+
+BIG = b"GET /static-offline-docs/swagger-ui-bundle.js HTTP/1.1\r\nhost: x\r\n\r\n"  # 1.4 MB each
+
+
+@pytest.mark.parametrize("reads", [False, True])
+def test_a_caller_who_reads_nothing_is_cut_off_and_one_who_reads_slowly_is_not(models, reads):
+    async def scenario() -> bool:
+        closed, loop = asyncio.Event(), asyncio.get_running_loop()
+        async with listening(models, Engines(), on_closed=closed.set, send_timeout_s=0.5) as (address, _):
+            with socket.socket() as caller:
+                caller.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+                caller.setblocking(False)
+                await loop.sock_connect(caller, address)
+                await loop.sock_sendall(caller, BIG * 20)
+                for _ in range(25):  # more than three times as long
+                    if reads:
+                        await loop.sock_recv(caller, 2**18)
+                    await asyncio.sleep(0.1)
+                return closed.is_set()
+
+    assert asyncio.run(asyncio.wait_for(scenario(), 60)) is not reads
