@@ -154,5 +154,6 @@ def test_under_load_the_shadow_gives_way(two_versions):
 
     outcomes, runs = asyncio.run(asyncio.wait_for(scenario(), 60))
 
-    assert outcomes["dropped"] >= len(FILES) - 2
+    # The last three may be compared: with a run at hand the lane may have answered one more than the event loop knows.
+    assert outcomes["dropped"] >= len(FILES) - 3
     assert runs == outcomes.total() - outcomes["dropped"]
