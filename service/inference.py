@@ -164,7 +164,7 @@ class Service:
         if not self.is_answering:
             raise NotReady(f"the service is {self.status}", retry_after_s=1)
         name = name or self.settings.default_model
-        if name is None and len(self._roster.all()) > 1:
+        if name is None and len(self._roster) > 1:
             raise MalformedRequest(f"name a model with ?model=…; served are {self._roster.names}")
         found = self._roster.find(name)
         if found is None:

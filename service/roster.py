@@ -30,6 +30,9 @@ class Roster:
     def __contains__(self, name: str) -> bool:
         return name in self._deployments
 
+    def __len__(self) -> int:
+        return len(self._deployments)
+
     @property
     def names(self) -> str:
         """The models that are served, for messages."""
