@@ -75,20 +75,28 @@ class BoundedConnection(HttpToolsProtocol):
         if self._is_refused:
             return
         self._unset_keepalive_if_required()
-        self._since += len(data)
         try:
-            self.parser.feed_data(data)
+            while data:
+                data = self._parse(data)
             self._check_size(self._since)
-        except httptools.HttpParserUpgrade as asked:
-            self._stay_with_http(data[asked.args[0] :])
         except (_Refused, httptools.HttpParserError) as error:
             self._refuse(_reason_of(error))
         else:
             if self._since and self._patience is None and self._is_free:
                 self._wait_for_head()
 
-    def _stay_with_http(self, rest: bytes) -> None:
-        """Read on after a head that asks for another protocol, as if it had not (RFC 9110, section 7.8).
+    def _parse(self, data: bytes) -> bytes:
+        """Parse bytes; return those behind a head that asks for another protocol (RFC 9110, section 7.8)."""
+        self._since += len(data)
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserUpgrade as asked:
+            self._stay_with_http()
+            return data[asked.args[0] :]
+        return b""
+
+    def _stay_with_http(self) -> None:
+        """Read on after such a head as if it had not asked.
 
         Its parser takes all that follows for the other protocol's: a body would be lost, or be read as the next
         request. So another one is told of the body, in a head that nobody else hears of.
@@ -99,8 +107,6 @@ class BoundedConnection(HttpToolsProtocol):
         self._is_repeating = True
         self.parser.feed_data(b"POST / HTTP/1.1\r\n" + framing + b"\r\n")
         self._is_repeating = False
-        if rest:
-            self.data_received(rest)
 
     @property
     def _is_free(self) -> bool:

@@ -1,5 +1,6 @@
 """One connection: whether a request of it needs the app, the answer to one that does not, and how long it is kept."""
 
+import asyncio
 from collections.abc import Callable, Coroutine
 from typing import Any, Protocol
 
@@ -53,7 +54,7 @@ class Connection(BoundedConnection):
         known = self._direct.heads.find(data)
         if known is not None:
             self._stop_waiting()
-            self._has_asked = True
+            self._since, self._has_asked = 0, True
             self._start(*known)
         return known is not None
 
@@ -117,7 +118,15 @@ class Connection(BoundedConnection):
         """Run what serves a request; the server waits for it when it ends."""
         task = self.loop.create_task(serving)
         self.tasks.add(task)
-        task.add_done_callback(self.tasks.discard)
+        task.add_done_callback(self._served)
+
+    def _served(self, task: "asyncio.Task[None]") -> None:
+        self.tasks.discard(task)
+        error = None if task.cancelled() else task.exception()
+        if task.cancelled() or error is not None:  # its caller would wait for ever
+            self.transport.close()
+        if error is not None:
+            self.logger.error("a request was left without an answer", exc_info=error)
 
     def reply(self, exchange: Exchange, status: int, fields: Fields, content: bytes) -> None:
         """Send an answer, unless its caller has gone."""
@@ -129,7 +138,7 @@ class Connection(BoundedConnection):
         lines = [STATUS_LINE[status]]
         for name, value in (*self.server_state.default_headers, *fields):
             lines += (name, b": ", value, b"\r\n")
-        if not exchange.keep_alive:
+        if not exchange.keep_alive and CLOSE not in fields:
             lines.append(b"connection: close\r\n")
         lines += (b"\r\n", content)
         self._joined.write_at_once(b"".join(lines))

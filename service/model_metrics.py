@@ -78,6 +78,7 @@ class ModelMetrics:
         self._stages["infer"].observe(run_s)
         for seconds in queue_s:
             self._stages["queue"].observe(seconds)
+        self._count_down(size)  # a shadow runs, and has no requests
 
     def executed(self, rows: int, padding: int) -> None:
         """Count the rows of an executed batch, and those of them that only filled it."""
@@ -131,7 +132,10 @@ class ModelMetrics:
     def request(self, seconds: float, *, is_ok: bool) -> None:
         """Record how long a request took from its head to the first byte of its answer."""
         self._requests[is_ok].observe(seconds)
-        self._until_handed_over -= 1
+        self._count_down(1)
+
+    def _count_down(self, observed: int) -> None:
+        self._until_handed_over -= observed
         if self._until_handed_over <= 0:
             self._hand_over()
 

@@ -41,7 +41,7 @@ async def check_predict(request: Request) -> None:
 def check_key(keys: KeyRing, headers: Mapping[str, str]) -> None:
     """Do what `require_predict` does, by header fields in lower case. Raises NotAuthenticated or NotPermitted."""
     scheme, bearer = get_authorization_scheme_param(headers.get("authorization"))
-    key = bearer if bearer and scheme.lower() == "bearer" else headers.get("x-api-key")
+    key = bearer if bearer and scheme.lower() == "bearer" else (headers.get("x-api-key") or None)
     keys.check("predict", key)
 
 

@@ -12,6 +12,7 @@ from typing import Any, Final, Protocol
 
 from fastapi import Response
 
+from service.admission import Admitted
 from service.classifier import Prepared
 from service.errors import CallerGone, ServiceError
 from service.inference import Service
@@ -82,7 +83,10 @@ AnswerError = Callable[[HasScope, Exception], Awaitable[Response]]
 class Call:
     """One request on its way."""
 
-    __slots__ = ("body", "caller", "deadline", "exchange", "fault", "head", "opened", "prepared", "scope", "started")
+    __slots__ = (
+        *("body", "caller", "deadline", "exchange", "fault", "head"),
+        *("opened", "prepared", "room", "scope", "started"),
+    )
 
     def __init__(self, head: Head, body: bytes, exchange: Exchange, caller: Caller) -> None:
         self.head = head
@@ -93,6 +97,7 @@ class Call:
         self.deadline = time.monotonic() + head.wish.timeout_s
         self.scope: dict[str, Any] = {"method": head.method, "path": PATH, "route": ROUTE, "state": {}}
         self.opened: Opened | None = None
+        self.room: Admitted | None = None  # held from before it is decoded
         self.prepared: Prepared | ServiceError | None = None
         self.fault: Exception | None = None
 
@@ -135,13 +140,15 @@ class Direct:
             if not self._keys.is_public:
                 check_key(self._keys, head.fields)
             if head.wish.is_timed:
-                call.deadline -= call.caller.since_last_byte_s()
+                call.deadline = time.monotonic() + head.wish.timeout_s - call.caller.since_last_byte_s()
             opened = self._service.lease(head.query.model, head.query.version, request_id=request_id)
             call.scope["state"]["classifier"] = classifier = opened.__enter__()
             call.opened = opened
             if head.query.receipt:
                 classifier.check_receipts()
-            classifier.check_room()
+            room = classifier.admit(1)
+            room.__enter__()
+            call.room = room
             call.prepared = classifier.prepare_at_once(call.body, call.deadline)
         except Exception as error:  # noqa: BLE001 - it is answered as any other
             call.fault = error
@@ -161,7 +168,9 @@ class Direct:
         except Exception as error:  # noqa: BLE001 - the map of errors knows all of them
             status, fields, content = await self._failed(call, error)
         finally:
-            call.exchange.task = None
+            call.exchange.task = call.fault = None  # whose frames hold the call
+            if call.room is not None:
+                call.room.__exit__()
             if call.opened is not None:
                 call.opened.__exit__()
         fields += certificate_headers(call.scope)
@@ -171,12 +180,14 @@ class Direct:
 
     async def _classify(self, call: Call) -> tuple[bytes, Fields]:
         if call.exchange.disconnected:
+            if isinstance(call.prepared, Prepared):
+                call.scope["state"]["classifier"].metrics.dropped("cancelled")
             raise CallerGone(GONE)
         if call.fault is not None:
             raise call.fault
         head, service = call.head, self._service
         classifier = call.scope["state"]["classifier"]
-        with classifier.admit(1), service.receiving(head.length):
+        with service.receiving(head.length):
             classifier.metrics.observe("read", 0.0)
             outcome = await classifier.classify_one(
                 call.body, deadline=call.deadline, priority=head.wish.priority, prepared=call.prepared

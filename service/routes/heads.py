@@ -25,6 +25,8 @@ METHOD_NAMES: Final = {name.encode(): name for name in METHODS}
 # What the layers around the endpoint or the server itself answer to, and what changes a body.
 ELSEWHERE: Final = frozenset({"content-encoding", "expect", "origin", "transfer-encoding", "upgrade"})
 
+KEYS: Final = frozenset({"authorization", "x-api-key"})
+
 Fields = list[tuple[bytes, bytes]]
 
 
@@ -51,7 +53,7 @@ class Heads:
     def read(self, method: bytes, target: bytes, fields: Fields) -> Head | None:
         """Return what a head asks for, the names of its fields in lower case; None where it goes through the app."""
         path, _, query_string = target.partition(b"?")
-        if path != TARGET or method not in METHOD_NAMES or len(query_string) > QUERY_BYTES:
+        if path != TARGET or b"#" in query_string or method not in METHOD_NAMES or len(query_string) > QUERY_BYTES:
             return None
         query = query_of(query_string)
         named = {name.decode("latin-1"): value.decode("latin-1") for name, value in fields}
@@ -74,9 +76,12 @@ class Heads:
         return None if head is None or len(body) != head.length else (head, body)
 
     def remember(self, data: bytes, head: Head) -> None:
-        """Keep `head`, which the parser found in `data`, where that is one whole request and nothing else."""
+        """Keep `head`, which the parser found in `data`, where that is one whole request and nothing else.
+
+        One with a key in it is not kept: a key that is withdrawn should not lie about in memory.
+        """
         front, _, body = data.partition(END)
-        if len(body) == head.length and len(front) <= MOST_BYTES_KEPT:
+        if len(body) == head.length and len(front) <= MOST_BYTES_KEPT and KEYS.isdisjoint(head.fields):
             if len(self._known) >= KEPT:
                 self._known.clear()
             self._known[front] = head

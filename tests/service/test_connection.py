@@ -192,6 +192,16 @@ def test_a_request_that_asks_for_http2_is_answered_with_its_body_and_so_is_the_n
     assert answers.endswith(b'{"status":"live"}')
 
 
+def test_any_number_of_requests_that_ask_for_http2_are_answered(models):
+    asked = b"GET /healthz HTTP/1.1\r\nhost: x\r\n" + UPGRADE + b"\r\n"
+
+    async def scenario():
+        async with listening(models, Engines()) as (address, _):
+            return await talk(address, 1200 * asked + SECOND)
+
+    assert asyncio.run(asyncio.wait_for(scenario(), 60)).count(b"HTTP/1.1 200") == 1201
+
+
 def test_a_body_behind_a_request_for_another_protocol_is_never_a_request(models):
     hidden = b"GET /models HTTP/1.1\r\nhost: x\r\n\r\n"
     asked = b"POST /predict HTTP/1.1\r\nhost: x\r\n" + UPGRADE + b"content-length: %d\r\n\r\n" % len(hidden)

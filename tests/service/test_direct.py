@@ -4,6 +4,7 @@ import asyncio
 import gc
 import logging
 import re
+import time
 
 import pytest
 from http_support import listening
@@ -14,6 +15,7 @@ from support import Engines, encode, random_pixels, until
 
 from service.config import Settings
 from service.connection import Connection
+from service.routes.direct import Call
 from service.routes.heads import KEPT, MOST_BYTES_KEPT, Head, Heads
 from service.security import make_key, write_keys
 
@@ -71,6 +73,7 @@ BOTH = {
     "held": (lambda one, *more: request(one, "", 'If-None-Match: "other"', *more), FILES[0]),
     "close": (lambda one, *more: request(one, "", "Connection: close", *more), FILES[0]),
     "type": (lambda one, *more: request(one, "", "Content-Type: image/png; x=y", *more), FILES[0]),
+    "fragment": (lambda one, *more: request(one, "?model=tiny#x", *more), FILES[0]),
     "wrong type": (lambda one, *more: request(one, "", "Content-Type: text/html", *more), FILES[0]),
 }
 
@@ -81,17 +84,16 @@ def test_both_ways_give_one_answer(models, mode, shares):
     async def scenario():
         async with listening(models, Engines(), mode=mode, share_identical=shares) as (address, _):
             given = "X-Request-Id: mine"
+            ways = (), (), (THROUGH_THE_APP.strip(),)  # by a new head, by a known one, through the app
             return [
-                (
-                    name,
-                    *[await ask(address, make(content, given, *extra)) for extra in ((), (THROUGH_THE_APP.strip(),))],
-                )
+                (name, [await ask(address, make(content, given, *way)) for way in ways])
                 for name, (make, content) in BOTH.items()
             ]
 
-    for name, direct, app in run(scenario()):
-        assert (direct[0], direct[2]) == (app[0], app[2]), name
-        assert {**direct[1], "date": ""} == {**app[1], "date": ""}, name
+    for name, (*direct, app) in run(scenario()):
+        for one in direct:
+            assert (one[0], one[2]) == (app[0], app[2]), name
+            assert {**one[1], "date": ""} == {**app[1], "date": ""}, name
 
 
 def test_the_entity_tag_of_an_answer_is_known_on_both_ways(models):
@@ -104,13 +106,16 @@ def test_the_entity_tag_of_an_answer_is_known_on_both_ways(models):
     assert run(scenario()) == [412, 412]
 
 
-@pytest.mark.parametrize(("key", "status"), [("none", 401), ("wrong", 401), ("admin", 403), ("right", 200)])
+@pytest.mark.parametrize(
+    ("key", "status"), [("none", 401), ("empty", 401), ("wrong", 401), ("admin", 403), ("right", 200)]
+)
 @pytest.mark.parametrize("field", ["Authorization: Bearer", "authorization: bearer", "X-API-Key:"])
 def test_keys_mean_the_same_on_both_ways(models, tmp_path, key, status, field):
     (right, stored), (admin, other) = make_key("predict", "ann"), make_key("admin", "bob")
     write_keys(tmp_path / "keys", [stored, other])
     keys = {
         "none": [],
+        "empty": [field],
         "wrong": [f"{field} {right[:-1]}"],
         "admin": [f"{field} {admin}"],
         "right": [f"{field} {right}"],
@@ -313,6 +318,9 @@ def test_heads_are_known_by_all_their_bytes_and_as_few_are_kept_as_is_said(clien
     assert heads.find(b"One\r\n\r\nabcdefghi") is None
     assert heads.find(b"two\r\n\r\nabcdefghi") is None
 
+    heads.remember(b"key\r\n\r\n123456789", head_of(client_settings, "x-api-key: k"))
+    assert heads.find(b"key\r\n\r\n123456789") is None
+
     for number in range(10 * KEPT):
         heads.remember(b"%d\r\n\r\n123456789" % number, head)
         assert len(heads._known) <= KEPT
@@ -348,14 +356,83 @@ def test_a_caller_who_leaves_before_his_call_has_begun_is_counted_and_holds_noth
                 writer.write(request(FILES[0]))
                 writer.transport.abort()
 
-            def told() -> int:
-                lines = service.metrics.exposition().decode().splitlines()
-                return sum(float(one.split()[-1]) for one in lines if one.startswith("foldserve_http_requests_total"))
-
             await until(lambda: opened._holders == 0 and service.classifier()._batcher.admitted == 0, "nothing is held")
-            return told()
+            gc.collect()
+            left = [one for one in gc.get_objects() if isinstance(one, Call)]
+            return service.metrics.exposition().decode(), left
 
-    assert run(scenario()) <= 20
+    metrics, left = run(scenario())
+
+    assert set(re.findall(r'http_requests_total\{code="(\d+)"', metrics)) <= {"200", "499"}
+    assert not left
+
+
+def test_a_crowd_beyond_the_queue_costs_no_decoding(models):
+    engines = Engines()
+
+    async def scenario():
+        async with listening(models, engines, max_queue_size=2, max_images=2, max_batch_size=1) as (address, service):
+            engines.opened[0].close_gate()
+            callers = [await asyncio.open_connection(*address) for _ in range(20)]
+            for _, writer in callers:
+                writer.write(request(FILES[0]))
+            await until(lambda: b'code="429"' in service.metrics.exposition(), "some are refused")
+            engines.opened[0].gate.set()
+            statuses = [(await answer(reader))[0] for reader, _ in callers]
+            for _, writer in callers:
+                writer.close()
+            return statuses, service.metrics.exposition().decode()
+
+    statuses, metrics = run(scenario())
+
+    decoded = re.search(r'stage_duration_seconds_count\{model="tiny",stage="decode",version="1"\} (\d+)', metrics)
+    assert decoded
+    assert set(statuses) == {200, 429}
+    assert int(decoded[1]) == statuses.count(200)
+
+
+def test_a_named_deadline_counts_from_the_last_byte_however_long_its_turn_takes(models):
+    async def scenario():
+        async with listening(models, Engines()) as (address, service):
+            classifier, deadlines = service.classifier(), []
+            prepare = classifier.prepare_at_once
+
+            def slowly(image: bytes, deadline: float) -> object:
+                deadlines.append(deadline)
+                end = time.monotonic() + 0.05
+                while time.monotonic() < end:  # the event loop is held, as by many images
+                    pass
+                return prepare(image, deadline)
+
+            classifier.prepare_at_once = slowly
+            callers = [await asyncio.open_connection(*address) for _ in range(6)]
+            started = time.monotonic()
+            for _, writer in callers:
+                writer.write(request(FILES[0], "", "X-Request-Timeout-Ms: 5000"))
+            for reader, writer in callers:
+                await answer(reader)
+                writer.close()
+            return [deadline - started for deadline in deadlines]
+
+    within_s = run(scenario())
+
+    assert len(within_s) == 6
+    assert min(within_s) > 4.98  # a tick of the kernel's clock less than asked
+    assert max(within_s) < 5.5
+
+
+def test_a_request_whose_serving_breaks_is_not_left_waiting(models, caplog):
+    async def scenario():
+        async with listening(models, Engines()) as (address, service):
+            service.metrics.request = None  # which is called beyond the map of errors
+            reader, writer = await asyncio.open_connection(*address)
+            writer.write(request(FILES[0]))
+            rest = await asyncio.wait_for(reader.read(), 10)
+            writer.close()
+            return rest
+
+    assert run(scenario()) == b""
+    assert "a request was left without an answer" in caplog.text
 
 
 @pytest.mark.parametrize("before", [0, 1], ids=["new head", "known head"])

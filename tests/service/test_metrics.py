@@ -61,6 +61,16 @@ def test_batches_and_their_waiting_times_are_histograms():
     assert seen["foldserve_stage_duration_seconds_sum", "tiny", "infer", "1"] == 0.05
 
 
+def test_a_model_that_only_runs_as_a_shadow_does_holds_few_durations():
+    metrics = Metrics()
+    shadow = metrics.model("tiny", 2, "float", "abc")
+    for _ in range(2000):
+        shadow.ran(1, [0.1], 0.05)
+
+    assert sum(len(one._held) for one in shadow._tallies) < 1000
+    assert samples(metrics)["foldserve_stage_duration_seconds_count", "tiny", "queue", "2"] == 2000
+
+
 def test_outcomes_and_drops_are_counted():
     metrics = Metrics()
     tiny = metrics.model("tiny", 1, "float", "abc")
