@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 from PIL import Image
 from support import Engines, encode, random_pixels, until
 
+from service.app import create_app, direct_of
 from service.config import Settings
 from service.connection import Connection
-from service.routes.direct import Call
+from service.routes.direct import Call, Exchange
 from service.routes.heads import KEPT, MOST_BYTES_KEPT, Head, Heads
 from service.security import make_key, write_keys
 
@@ -347,24 +348,53 @@ def test_a_kept_connection_is_closed_once_it_has_been_idle_and_not_while_request
     assert idle_s > 0.3
 
 
-def test_a_caller_who_leaves_before_his_call_has_begun_is_counted_and_holds_nothing(models):
+class Leaver:
+    """A caller who hangs up between his call's preparation and its serving."""
+
+    def __init__(self) -> None:
+        self.statuses: list[int] = []
+
+    def since_last_byte_s(self) -> float:
+        return 0.0
+
+    def run(self, serving) -> None:
+        self.serving = serving
+
+    def reply(self, exchange, status, fields, content) -> None:
+        self.statuses.append(status)
+
+
+@pytest.mark.parametrize(
+    ("target", "dropped"), [(b"/predict", 1), (b"/predict?model=other", 0)], ids=["good", "faulty"]
+)
+def test_a_caller_who_leaves_before_his_call_is_served_is_counted_and_leaves_nothing_behind(models, target, dropped):
     async def scenario():
-        async with listening(models, Engines()) as (address, service):
-            opened = service.deployment().opened()
-            for _ in range(20):
-                _, writer = await asyncio.open_connection(*address)
-                writer.write(request(FILES[0]))
-                writer.transport.abort()
-
-            await until(lambda: opened._holders == 0 and service.classifier()._batcher.admitted == 0, "nothing is held")
-            gc.collect()
+        settings = Settings(models=models, device="cpu", share_identical=False)
+        app = create_app(settings, open_engine=Engines())
+        async with app.router.lifespan_context(app):
+            service, direct, caller = app.state.service, direct_of(app), Leaver()
+            await until(lambda: service.is_ready, "ready")
+            exchange = Exchange(keep_alive=True)
+            length = str(len(FILES[0])).encode()
+            head = direct.heads.read(b"POST", target, [(b"content-length", length)])
+            direct.take(head, FILES[0], exchange, caller)
+            await asyncio.sleep(0)
+            exchange.leave()
+            await caller.serving
             left = [one for one in gc.get_objects() if isinstance(one, Call)]
-            return service.metrics.exposition().decode(), left
+            held = service.deployment().opened()._holders, service.classifier()._batcher.admitted
+            return caller.statuses, left, held, service.metrics.exposition().decode()
 
-    metrics, left = run(scenario())
+    gc.collect()
+    gc.disable()  # which would hide that something waits for it
+    try:
+        statuses, left, held, metrics = run(scenario())
+    finally:
+        gc.enable()
 
-    assert set(re.findall(r'http_requests_total\{code="(\d+)"', metrics)) <= {"200", "499"}
-    assert not left
+    assert (statuses, left, held) == ([499], [], (0, 0))
+    assert re.search(r'http_requests_total\{code="499",reason="[\w-]+",route="/predict"\} 1\.0', metrics)
+    assert re.search(rf'dropped_total\{{model="tiny",reason="cancelled",version="1"\}} {dropped}\.0', metrics)
 
 
 def test_a_crowd_beyond_the_queue_costs_no_decoding(models):
