@@ -381,7 +381,7 @@ def test_a_caller_who_leaves_before_his_call_is_served_is_counted_and_leaves_not
             await asyncio.sleep(0)
             exchange.leave()
             await caller.serving
-            left = [one for one in gc.get_objects() if isinstance(one, Call)]
+            left = [one for one in gc.get_objects() if type(one) is Call]
             held = service.deployment().opened()._holders, service.classifier()._batcher.admitted
             return caller.statuses, left, held, service.metrics.exposition().decode()
 
@@ -476,7 +476,7 @@ def test_a_caller_who_reads_no_answers_is_given_no_more_of_them_until_he_does(mo
                 writer.write(request(FILES[0]))
                 await answer(reader)
             here = writer.get_extra_info("sockname")
-            (connection,) = (one for one in gc.get_objects() if isinstance(one, Connection) and one.client == here)
+            (connection,) = (one for one in gc.get_objects() if type(one) is Connection and one.client == here)
             connection.pause_writing()  # as the event loop does once 64 KiB of answers wait
             writer.write(request(FILES[0]))
             with pytest.raises(TimeoutError):
