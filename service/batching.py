@@ -3,7 +3,7 @@
     admit ── turn ── submit ── queue ── a free lane takes its share ── run_batch in a thread ── each caller
 
 A batch forms while every lane is busy; an idle lane never waits for company unless told to. Where runs are short, a
-busy lane has a full batch at hand, and need not wait for the event loop between the two. An item whose callers have
+busy lane has a batch at hand, and need not wait for the event loop between the two. An item whose callers have
 all gone or whose deadlines have passed is dropped before it costs a run. Items of one key are run once for all who ask
 while one is in flight. A batch that fails is run again item by item, so that only the culprit fails. Shutdown drains.
 """
@@ -40,7 +40,7 @@ class Batcher(Generic[Item, Result]):
         max_queue_delay_ms: float = 0.0,
         take: Callable[[int, int], int] = fair_share,
         ahead: Callable[[], int] = lambda: MANY,
-        full: int | None = None,
+        enough: int | None = None,
         on_death: Callable[[BaseException], None] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -49,7 +49,7 @@ class Batcher(Generic[Item, Result]):
         self._max_batch_size = max_batch_size
         self._max_queue_delay_s = max_queue_delay_ms / 1000
         self._threads = lanes
-        self.lanes = Lanes(lanes, full)
+        self.lanes = Lanes(lanes, enough)
         self.admission = Admission(max_queue_size, lanes, self._emptied)
         self._take_of = take  # of so many waiting, with so many idle lanes, how many does one lane run next?
         self._on_death = on_death

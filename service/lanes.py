@@ -5,20 +5,20 @@ from contextlib import contextmanager
 
 
 class Lanes:
-    """So many lanes, each with at most one batch at hand, made up once `full` items wait; None: with none.
+    """So many lanes, each with at most one batch at hand, made up once `enough` items wait; None: with none.
 
     Fewer wait for an idle lane: more may come until then.
     """
 
-    def __init__(self, count: int, full: int | None) -> None:
+    def __init__(self, count: int, enough: int | None) -> None:
         self._count = count
-        self._full = full
+        self._enough = enough
         self._under_way: list[Sequence[object]] = []  # in the order in which they were made up
 
     @property
     def takers(self) -> int:
         """How many batches there may be at the same time."""
-        return self._count if self._full is None else 2 * self._count
+        return self._count if self._enough is None else 2 * self._count
 
     @property
     def idle(self) -> int:
@@ -33,7 +33,7 @@ class Lanes:
     def can_take(self, waiting: int) -> bool:
         """True where a batch may be made up of so many waiting items."""
         return waiting > 0 and (
-            len(self._under_way) < self._count or (self._full is not None and waiting >= self._full)
+            len(self._under_way) < self._count or (self._enough is not None and waiting >= self._enough)
         )
 
     @contextmanager

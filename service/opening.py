@@ -122,7 +122,7 @@ class Opener:
             max_queue_size=settings.queue_share,
             lanes=lanes,
             ahead=lambda: lanes * (runner.most_together or settings.max_batch_size) + decoding,
-            full=runner.full,
+            enough=runner.enough,
             max_queue_delay_ms=settings.max_queue_delay_ms,
             on_death=self._on_death,
         )

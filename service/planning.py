@@ -27,7 +27,7 @@ class Planner:
         self._crowd = _worth_waiting({one: cost for one, cost in self._costs_s.items() if one.threads == fewest})
         self.largest = max(shape.batch_size for shape in self._crowd)
         is_short = max(self._crowd.values()) <= SHORT_RUN_S
-        self.full = self.largest if is_short else None  # so many images a busy lane may take as its next run
+        self.enough = -(-self.largest // 2) if is_short else None  # for a busy lane to take them as its next run
         # Worked out beforehand: a search at each run would cost a small model a tenth of its time.
         self._firsts = self._first_runs()
         self._shapes = [_cheapest(self._crowd, max(1, count)) for count in range(self.largest + 1)]

@@ -75,9 +75,9 @@ class Runner:
         return None if self._planner is None else self._planner.largest
 
     @property
-    def full(self) -> int | None:
+    def enough(self) -> int | None:
         """How many waiting images a busy lane may take as its next run, or None where it takes none."""
-        return None if self._planner is None else self._planner.full
+        return None if self._planner is None else self._planner.enough
 
     def run(self, jobs: Sequence[Job]) -> list[Logits]:
         """Return the logits (classes,) of each job. Raises InferenceFailed where a model gives what is not finite."""

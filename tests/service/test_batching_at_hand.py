@@ -21,7 +21,7 @@ def test_a_full_batch_is_made_up_while_the_lane_is_busy_and_one_at_a_time():
     model = FakeModel()
 
     async def scenario():
-        async with batcher_of(model, full=3, max_batch_size=3) as batcher:
+        async with batcher_of(model, enough=3, max_batch_size=3) as batcher:
             busy = await occupy(batcher, model)
             waiting = coming(batcher, range(7))
             await until(lambda: batcher.lanes.at_hand == 3, "three are at hand, and four are not")
@@ -37,7 +37,7 @@ def test_less_than_a_full_batch_waits_for_a_lane():
     model = FakeModel()
 
     async def scenario():
-        async with batcher_of(model, full=3, max_batch_size=3) as batcher:
+        async with batcher_of(model, enough=3, max_batch_size=3) as batcher:
             busy = await occupy(batcher, model)
             first = coming(batcher, range(2))
             await until(lambda: batcher.depth == 2, "both wait")
@@ -54,7 +54,7 @@ def test_idle_lanes_share_what_waits_though_they_may_have_batches_at_hand():
     model.gate.clear()
 
     async def scenario():
-        async with batcher_of(model, full=8, lanes=2) as batcher:
+        async with batcher_of(model, enough=8, lanes=2) as batcher:
             tasks = coming(batcher, range(6))
             await until(lambda: len(model.batches) == 2, "both lanes run")
             assert sorted(len(batch) for batch in model.batches) == [3, 3]
@@ -68,7 +68,7 @@ def test_what_nobody_waits_for_any_more_is_not_run_though_it_is_at_hand():
     model, journal = FakeModel(), Journal()
 
     async def scenario():
-        async with batcher_of(model, journal, full=2, max_batch_size=2) as batcher:
+        async with batcher_of(model, journal, enough=2, max_batch_size=2) as batcher:
             busy = await occupy(batcher, model)
             stays, gone, *both_gone = coming(batcher, range(4))
             await until(lambda: (batcher.lanes.at_hand, batcher.depth) == (2, 4), "two are at hand, two wait")
@@ -87,7 +87,7 @@ def test_a_batch_at_hand_that_nobody_waits_for_costs_no_run():
     model, journal = FakeModel(), Journal()
 
     async def scenario():
-        async with batcher_of(model, journal, full=2, max_batch_size=2) as batcher:
+        async with batcher_of(model, journal, enough=2, max_batch_size=2) as batcher:
             busy = await occupy(batcher, model)
             gone = coming(batcher, range(2))
             await until(lambda: batcher.lanes.at_hand == 2, "both are at hand")
@@ -113,7 +113,7 @@ def test_who_asks_for_an_item_that_was_skipped_at_hand_is_answered_all_the_same(
     model = Halting()
 
     async def scenario():
-        async with batcher_of(model, full=2, max_batch_size=2) as batcher:
+        async with batcher_of(model, enough=2, max_batch_size=2) as batcher:
             busy = await occupy(batcher, model)
             gone, stays = asyncio.create_task(submit(batcher, 1, key="one")), asyncio.create_task(submit(batcher, 2))
             await until(lambda: batcher.lanes.at_hand == 2, "both are at hand")
@@ -141,7 +141,7 @@ def test_others_are_prepared_as_soon_as_what_was_at_hand_is_run():
     model, prepared = Halting(), []
 
     async def scenario():
-        async with batcher_of(model, full=2, max_batch_size=2, ahead=lambda: 3) as batcher:
+        async with batcher_of(model, enough=2, max_batch_size=2, ahead=lambda: 3) as batcher:
 
             async def prepare_and_submit(item):
                 turn = await batcher.lookahead.turn(deadline=batcher._clock() + 60, priority="normal")
@@ -170,7 +170,7 @@ def test_the_time_at_hand_counts_as_waiting_and_not_as_running():
             told.append((queue_s, run_s))
 
     async def scenario():
-        async with batcher_of(model, Stopwatch(), full=2, max_batch_size=2, clock=lambda: now[0]) as batcher:
+        async with batcher_of(model, Stopwatch(), enough=2, max_batch_size=2, clock=lambda: now[0]) as batcher:
             busy = await occupy(batcher, model)
             waiting = coming(batcher, range(2))
             await until(lambda: batcher.lanes.at_hand == 2, "both are at hand")

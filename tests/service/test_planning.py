@@ -108,9 +108,9 @@ def test_large_batches_and_long_queues_are_planned(largest):
 
 
 @pytest.mark.parametrize(
-    ("each_s", "full"), [(0.0001, 8), ((SHORT_RUN_S - RUN_OVERHEAD_S) / 8, 8), (0.001, None), (0.03, None)]
+    ("each_s", "enough"), [(0.0001, 4), ((SHORT_RUN_S - RUN_OVERHEAD_S) / 8, 4), (0.001, None), (0.03, None)]
 )
-def test_only_where_runs_are_short_a_busy_lane_takes_the_next_one(each_s, full):
+def test_only_where_runs_are_short_a_busy_lane_takes_the_next_one(each_s, enough):
     planner = Planner({Shape(8, 1): 8 * each_s})
 
-    assert planner.full == full
+    assert planner.enough == enough
