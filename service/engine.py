@@ -98,7 +98,9 @@ class OnnxEngine:
         self._config = SESSION_CONFIG | dict(config or {})
         self._sessions: dict[object, ort.InferenceSession] = {}
         self._making = threading.Lock()  # sessions are made one after another
-        self._optimized = self._optimized_graph()
+        optimized = self._optimized_graph()  # as large as the model: what is asked of it is kept, not the graph
+        self._optimized_sha256 = hashlib.sha256(optimized).hexdigest()
+        self._plain_convolutions = _plain_convolutions(optimized) if device.used == "cpu" else ()
 
     def run(self, images: NDArray[np.uint8], threads: int = 1) -> NDArray[np.float32]:
         """Return logits (N, classes), float32, for images (N, height, width, channels), uint8."""
@@ -117,16 +119,12 @@ class OnnxEngine:
             "session": {**dict(sorted(self._config.items())), **SESSION_FACTS},
             "gpu": describe_gpu() if self._device.used == "cuda" else {},
             "libraries": loaded_libraries(),
-            "optimized_graph": hashlib.sha256(self._optimized).hexdigest(),
+            "optimized_graph": self._optimized_sha256,
         }
 
     def plain_convolutions(self) -> tuple[str, ...]:
         """Return the names of Conv nodes that ONNX Runtime's blocked layout refused; none on CUDA, which is probed."""
-        if self._device.used != "cpu":
-            return ()
-        nodes = onnx.load_model_from_string(self._optimized).graph.node
-        plain = (node for node in nodes if node.op_type in PLAIN_CONVOLUTIONS and "nchwc" not in node.domain)
-        return tuple(node.name or node.output[0] for node in plain)
+        return self._plain_convolutions
 
     def _make(self, key: object, threads: int) -> ort.InferenceSession:
         with self._making:
@@ -155,6 +153,12 @@ class OnnxEngine:
             if self._device.used == "cpu":
                 self._sessions[1] = session
             return path.read_bytes()
+
+
+def _plain_convolutions(optimized: bytes) -> tuple[str, ...]:
+    nodes = onnx.load_model_from_string(optimized).graph.node
+    plain = (node for node in nodes if node.op_type in PLAIN_CONVOLUTIONS and "nchwc" not in node.domain)
+    return tuple(node.name or node.output[0] for node in plain)
 
 
 def open_engine(model_bytes: bytes, device: Device) -> OnnxEngine:

@@ -20,7 +20,7 @@ from service.decoding import Decoders
 from service.deployment import Deployment, IndexEntry
 from service.engine import Device, OpenEngine, choose_device
 from service.errors import EngineLost, FoldserveError, MalformedRequest, ModelNotFound, NotReady
-from service.memory import check_after_loading
+from service.memory import check_after_loading, release_free_memory
 from service.metrics import Metrics
 from service.opening import Opened, Opener, degrade
 from service.preprocessing import Accepted, open_formats, refuse_warnings
@@ -224,6 +224,7 @@ class Service:
                 degrade(one.model, one.runner, one.metrics, is_refuted=order["is_refuted"])
 
     def _check_memory(self) -> None:
+        release_free_memory()
         if self.crew.number is None:  # of several processes, the supervisor looks at the sum
             check_after_loading(self.settings, ControlGroup())
 

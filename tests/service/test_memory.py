@@ -1,6 +1,7 @@
 """What is said of a memory limit before the kernel says it with a kill."""
 
 import logging
+import resource
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from service.memory import (
     check_before_loading,
     problem_after_loading,
     problem_before_loading,
+    release_free_memory,
 )
 
 MIB = 2**20
@@ -89,3 +91,18 @@ def test_where_there_is_no_limit_nothing_is_said(tmp_path, caplog):
 )
 def test_a_kill_is_ascribed_to_memory_where_the_kernels_count_rose_and_only_there(before, after, words):
     assert words in cause_of_kill(before, after)
+
+
+def resident_bytes() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+
+
+def test_what_was_freed_below_what_is_kept_goes_back_to_the_system():
+    blocks = [bytes([number % 256]) * 4096 for number in range(20_000)]  # 80 MB, of malloc's heap
+    kept = blocks[::200]
+    full = resident_bytes()
+    del blocks
+    release_free_memory()
+
+    assert len(kept) == 100
+    assert full - resident_bytes() > 50 * MIB
