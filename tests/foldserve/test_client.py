@@ -16,13 +16,21 @@ QUICK = Policy(retries=2, patience_s=5)
 
 
 class Script:
-    """What a server answers, one after another, and what it was asked; `None` closes the connection unanswered."""
+    """What a server answers, one after another or by content, and what it was asked.
 
-    def __init__(self, *answers) -> None:
+    `None` closes the connection unanswered.
+    """
+
+    def __init__(self, *answers, by_content: dict[bytes, tuple] | None = None) -> None:
         self.answers = list(answers)
+        self.by_content = by_content or {}  # where several ask at once, and any may come first
         self.asked: list[tuple[str, dict[str, str], bytes]] = []
         self.lock = threading.Lock()
         self.at_once = self.most_at_once = 0
+
+
+def echo(content: bytes) -> tuple:
+    return 200, {}, {"echo": content.decode()}
 
 
 @contextmanager
@@ -36,7 +44,7 @@ def scripted(script: Script) -> Iterator[str]:
                 script.asked.append((self.path, dict(self.headers), content))
                 script.at_once += 1
                 script.most_at_once = max(script.most_at_once, script.at_once)
-                answer = script.answers.pop(0) if script.answers else (200, {}, {"echo": content.decode()})
+                answer = script.by_content.get(content) or (script.answers.pop(0) if script.answers else echo(content))
             if answer is None:
                 self.close_connection = True
             else:
@@ -223,7 +231,8 @@ def test_what_the_images_raise_comes_after_the_answers_of_those_before_it(predic
 
 
 def test_who_leaves_many_does_not_wait_for_its_pauses():
-    script = Script((200, {}, {"echo": "0"}), *[(429, {"retry-after": "300"}, {"detail": "full"})] * 8)
+    full = (429, {"retry-after": "300"}, {"detail": "full"})
+    script = Script(by_content=dict.fromkeys((b"1", b"2", b"3"), full))
     patient = Policy(retries=1, patience_s=1000)
     with scripted(script) as url, Client(url, policy=patient) as client:
         answers = client.predict_many([b"0", b"1", b"2", b"3"], concurrency=2)
