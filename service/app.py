@@ -161,7 +161,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     watching.cancel()
     await asyncio.gather(loading, watching, return_exceptions=True)
     await service.stop()
-    app.state.observing.tell_the_rest()
+    app.state.observing.tell_of_late()
     app.state.tracing.close()
 
 

@@ -71,20 +71,17 @@ class Observing:
         """Warn of late answers with their number: of the first at once, of those after it together."""
         self._late += 1
         if not self._is_told_of_late:
-            self._tell_of_late()
+            self.tell_of_late()
 
-    def tell_the_rest(self) -> None:
-        """Tell of late answers that no line has told of yet: the service ends."""
-        self._tell_of_late()
-
-    def _tell_of_late(self) -> None:
+    def tell_of_late(self) -> None:
+        """Tell of late answers that no line has told of yet."""
         self._is_told_of_late = self._late > 0
         if self._late:
             text = "answers of 504, whose deadlines passed before they could be given, since the last such line: %d"
             logger.warning(text, self._late, extra={FIELDS: {"status": LATE, "count": self._late}})
             self._late = 0
             loop = asyncio.get_running_loop()
-            loop.call_later(self._late_every_s, self._tell_of_late, context=Context())  # of no request by name
+            loop.call_later(self._late_every_s, self.tell_of_late, context=Context())  # of no request by name
 
 
 class ObserveRequests:

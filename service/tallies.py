@@ -1,4 +1,4 @@
-"""Observations of a histogram that are counted together: one by one they cost a small model a fiftieth of its time.
+"""Observations of a histogram that are counted together: one by one each takes 0.8 µs, and a request makes seven.
 
 What is held counts once it is handed over: when somebody reads the metrics, and after every few hundred observations.
 A process that is killed takes what it held along; counters do not come this way.
@@ -33,7 +33,7 @@ class Tally:
 
 def add_all(series: Any, amounts: list[float]) -> None:
     """Do what `series.observe` does with each of the amounts; prometheus_client has no call for several."""
-    bounds = series._upper_bounds  # noqa: SLF001
+    bounds = series._upper_bounds  # noqa: SLF001 - no public way to them, here and below; a test compares with `observe`
     for index, count in Counter(bisect_left(bounds, amount) for amount in amounts).items():
         series._buckets[index].inc(count)  # noqa: SLF001
     series._sum.inc(fsum(amounts))  # noqa: SLF001

@@ -33,13 +33,13 @@ def _check(request: Request, role: Role, bearer: HTTPAuthorizationCredentials | 
 
 async def check_predict(request: Request) -> None:
     """Do what `require_predict` does, without FastAPI. Raises NotAuthenticated or NotPermitted."""
-    keys: KeyRing = request.app.state.keys
-    if not keys.is_public:
-        await _require_predict(request, await BEARER(request), await HEADER(request))
+    check_key(request.app.state.keys, request.headers)
 
 
 def check_key(keys: KeyRing, headers: Mapping[str, str]) -> None:
     """Do what `require_predict` does, by header fields in lower case. Raises NotAuthenticated or NotPermitted."""
+    if keys.is_public:
+        return
     scheme, bearer = get_authorization_scheme_param(headers.get("authorization"))
     key = bearer if bearer and scheme.lower() == "bearer" else (headers.get("x-api-key") or None)
     keys.check("predict", key)

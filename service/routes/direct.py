@@ -5,7 +5,6 @@ is checked and decoded together: one by one, with all else in between, the same 
 """
 
 import asyncio
-import time
 from collections.abc import Awaitable, Callable, MutableMapping
 from time import perf_counter
 from typing import Any, Final, Protocol
@@ -94,7 +93,7 @@ class Call:
         self.exchange = exchange
         self.caller = caller
         self.started = perf_counter()
-        self.deadline = time.monotonic() + head.wish.timeout_s
+        self.deadline = 0.0  # once it is prepared
         self.scope: dict[str, Any] = {"method": head.method, "path": PATH, "route": ROUTE, "state": {}}
         self.opened: Opened | None = None
         self.room: Admitted | None = None  # held from before it is decoded
@@ -137,10 +136,8 @@ class Direct:
         request_id = head.request_id or self._observing.new_id()
         call.scope[REQUEST.name] = RequestNames(request_id, head.trace_id)
         try:
-            if not self._keys.is_public:
-                check_key(self._keys, head.fields)
-            if head.wish.is_timed:
-                call.deadline = time.monotonic() + head.wish.timeout_s - call.caller.since_last_byte_s()
+            check_key(self._keys, head.fields)
+            call.deadline = head.wish.deadline(call.caller.since_last_byte_s)
             opened = self._service.lease(head.query.model, head.query.version, request_id=request_id)
             call.scope["state"]["classifier"] = classifier = opened.__enter__()
             call.opened = opened

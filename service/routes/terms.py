@@ -50,6 +50,13 @@ class Wish:
     is_timed: bool
     priority: Priority
 
+    def deadline(self, since_last_byte_s: Callable[[], float]) -> float:
+        """Return by when the answer is needed, a time of `time.monotonic`, in seconds.
+
+        A time that the caller names counts from when his request arrived, not from when the event loop came to it.
+        """
+        return time.monotonic() + self.timeout_s - (since_last_byte_s() if self.is_timed else 0.0)
+
 
 def wish_of(headers: Mapping[str, str], settings: Settings) -> Wish:
     """Read the header fields, whose names are in lower case. Raises MalformedRequest."""
@@ -67,13 +74,9 @@ def terms_of(
     *,
     since_last_byte_s: Callable[[], float] = lambda: 0.0,
 ) -> Terms:
-    """Read the headers; `priority` is what the body asks for and wins. Raises MalformedRequest.
-
-    A deadline that the caller names counts from when his request arrived, not from when the event loop came to it.
-    """
+    """Read the headers; `priority` is what the body asks for and wins. Raises MalformedRequest."""
     wish = wish_of(headers, settings)
-    late_s = since_last_byte_s() if wish.is_timed else 0.0
-    return Terms(time.monotonic() + wish.timeout_s - late_s, priority or wish.priority)
+    return Terms(wish.deadline(since_last_byte_s), priority or wish.priority)
 
 
 def priority_of_level(level: int) -> Priority:
