@@ -5,7 +5,7 @@ is checked and decoded together: one by one, with all else in between, the same 
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, Coroutine, MutableMapping
 from time import perf_counter
 from typing import Any, Final, Protocol
 
@@ -65,7 +65,7 @@ class Caller(Protocol):
     def since_last_byte_s(self) -> float:
         """Return how long ago the last byte of the request came, seconds."""
 
-    def run(self, serving: Any) -> None:
+    def run(self, serving: Coroutine[Any, Any, None]) -> None:
         """Run a coroutine that the server waits for when it ends."""
 
 

@@ -13,7 +13,7 @@ from service.config import Settings
 from service.errors import MalformedRequest
 from service.observing import given_names
 from service.routes.bodies import is_raw
-from service.routes.shortcut import METHODS, PATH, QUERY_BYTES, query_of
+from service.routes.shortcut import METHODS, PATH, query_of
 from service.routes.terms import Wish, wish_of
 from service.schemas import PredictQuery
 
@@ -53,7 +53,7 @@ class Heads:
     def read(self, method: bytes, target: bytes, fields: Fields) -> Head | None:
         """Return what a head asks for, the names of its fields in lower case; None where it goes through the app."""
         path, _, query_string = target.partition(b"?")
-        if path != TARGET or b"#" in query_string or method not in METHOD_NAMES or len(query_string) > QUERY_BYTES:
+        if path != TARGET or b"#" in query_string or method not in METHOD_NAMES:
             return None
         query = query_of(query_string)
         named = {name.decode("latin-1"): value.decode("latin-1") for name, value in fields}

@@ -39,12 +39,16 @@ def short_query(scope: Scope) -> PredictQuery | None:
     """Return the parameters of a call of /predict that needs nothing of FastAPI, or None for any other call."""
     if scope["type"] != "http" or scope["path"] != PATH or scope["method"] not in METHODS:
         return None
-    return query_of(scope["query_string"]) if len(scope["query_string"]) <= QUERY_BYTES else None
+    return query_of(scope["query_string"])
+
+
+def query_of(query_string: bytes) -> PredictQuery | None:
+    """Return the parameters of /predict, or None where something is wrong with them, or they are long."""
+    return _parsed(query_string) if len(query_string) <= QUERY_BYTES else None
 
 
 @lru_cache(QUERIES_KEPT)
-def query_of(query_string: bytes) -> PredictQuery | None:
-    """Return the parameters of /predict, or None where something is wrong with them."""
+def _parsed(query_string: bytes) -> PredictQuery | None:
     try:
         pairs = parse_qsl(query_string.decode("ascii"), keep_blank_values=True, strict_parsing=bool(query_string))
         given = dict(pairs)
