@@ -2,6 +2,8 @@
 
 import logging
 import resource
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -106,3 +108,31 @@ def test_what_was_freed_below_what_is_kept_goes_back_to_the_system():
 
     assert len(kept) == 100
     assert full - resident_bytes() > 50 * MIB
+
+
+FAULTS = """
+import resource, threading
+from service.serving import give_memory_back
+
+give_memory_back()
+faults = []
+
+
+def work():
+    for _ in range(40):
+        before = resource.getrusage(resource.RUSAGE_THREAD).ru_minflt
+        blocks = [bytearray(200_000) for _ in range(10)]
+        del blocks
+        faults.append(resource.getrusage(resource.RUSAGE_THREAD).ru_minflt - before)
+
+
+for run in (work, lambda: [thread.start() or thread.join() for thread in [threading.Thread(target=work)]]):
+    run()
+print(sum(faults[20:40]), sum(faults[60:80]))
+"""
+
+
+def test_what_every_run_takes_anew_stays_with_the_process():
+    done = subprocess.run([sys.executable, "-c", FAULTS], capture_output=True, text=True, check=True, timeout=60)
+
+    assert max(map(int, done.stdout.split())) < 200, "of 10,000 pages that each of both threads took and freed"
