@@ -7,10 +7,10 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
-from onnx.reference import ReferenceEvaluator
 
 from service.errors import NotExact
 from service.integers.steps import BYTE, Operand, Table
+from service.reference import evaluator_of
 
 # Elementwise, and with one value for each input value; no clock, no chance, no memory.
 FUNCTIONS = frozenset({
@@ -79,5 +79,5 @@ def _evaluate(
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)])
     with np.errstate(all="ignore"):  # what is not finite is refused by its caller
-        answers: Any = ReferenceEvaluator(model).run(None, {source: values})
+        answers: Any = evaluator_of(model).run(None, {source: values})
     return np.asarray(answers[0], np.float64)

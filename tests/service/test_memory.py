@@ -136,3 +136,29 @@ def test_what_every_run_takes_anew_stays_with_the_process():
     done = subprocess.run([sys.executable, "-c", FAULTS], capture_output=True, text=True, check=True, timeout=60)
 
     assert max(map(int, done.stdout.split())) < 200, "of 10,000 pages that each of both threads took and freed"
+
+
+LOADING = """
+import asyncio, sys
+from pathlib import Path
+from service.app import create_app
+from service.config import Settings
+
+
+async def main(models, state):
+    app = create_app(Settings(models=Path(models), state=Path(state), device="cpu"))
+    async with app.router.lifespan_context(app):
+        while not app.state.service.is_ready:
+            await asyncio.sleep(0.02)
+    print("onnx.reference" in sys.modules)
+
+
+asyncio.run(main(*sys.argv[1:]))
+"""
+
+
+def test_onnx_own_evaluator_is_not_loaded_for_a_model_that_has_nothing_for_it(models, tmp_path):
+    command = [sys.executable, "-c", LOADING, str(models), str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
+
+    assert done.stdout.strip() == "False", "it takes 9 MB"

@@ -5,17 +5,20 @@ operators that are exact. Everything else keeps its shape, where ONNX's shape in
 """
 
 import functools
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper, shape_inference
-from onnx.reference import ReferenceEvaluator
 
 from service.independence.proof.call import Call
 from service.independence.proof.extents import Dim, product
 from service.independence.proof.refusals import Unproven
 from service.independence.proof.values import Fixed, as_fixed, constant
+from service.reference import evaluator_of
+
+if TYPE_CHECKING:
+    from onnx.reference import ReferenceEvaluator
 
 MOST_ELEMENTS = 4096
 """More than any shape arithmetic needs, few enough that a hostile file cannot make the proof slow."""
@@ -143,8 +146,8 @@ def _evaluate(call: Call, inputs: list[Fixed | None]) -> list[np.ndarray[Any, An
 
 
 @functools.lru_cache(maxsize=256)
-def _evaluator(node_bytes: bytes, opset: int) -> ReferenceEvaluator:
+def _evaluator(node_bytes: bytes, opset: int) -> "ReferenceEvaluator":
     node = onnx.NodeProto.FromString(node_bytes)
     opsets = [helper.make_opsetid("", opset)]
     function = helper.make_function("fold", "f", [n for n in node.input if n], list(node.output), [node], opsets)
-    return ReferenceEvaluator(function)
+    return evaluator_of(function)
