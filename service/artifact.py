@@ -37,8 +37,7 @@ class Artifact:
     """A model file that was read and found to keep the contract."""
 
     path: Path
-    model_bytes: bytes = field(repr=False)
-    digest: str  # sha256 of model_bytes, hexadecimal
+    digest: str  # sha256 of the file, hexadecimal
     manifest: Manifest
     golden: Golden = field(repr=False)
     form: Form = "float"
@@ -47,21 +46,36 @@ class Artifact:
     def load(cls, folder: Path, form: Form = "float") -> Self:
         """Read one form of models/<name>/<version>/. Raises ArtifactError naming the file and what is wrong with it."""
         path = folder / FILES[form]
-        try:
-            model_bytes = path.read_bytes()
-        except OSError as error:
-            raise ArtifactError(f"{path} cannot be read ({error.strerror}); export the model again") from None
+        model_bytes = _read(path)
         digest = hashlib.sha256(model_bytes).hexdigest()
         manifest, golden = read_manifest(path, model_bytes), Golden.from_file(folder / GOLDEN_FILE)
-        artifact = cls(path, model_bytes, digest, manifest, golden, form)
+        artifact = cls(path, digest, manifest, golden, form)
         artifact._golden_fits()
         return artifact
+
+    @property
+    def model_bytes(self) -> bytes:
+        """The file, read anew: as long as a model is served it would be in memory for nothing.
+
+        Raises ArtifactError where it is gone, or is another file by now.
+        """
+        model_bytes = _read(self.path)
+        if hashlib.sha256(model_bytes).hexdigest() != self.digest:
+            raise ArtifactError(f"{self.path} has changed since it was read; write models beside it and rename them")
+        return model_bytes
 
     def _golden_fits(self) -> None:
         spec = self.manifest.preprocessing
         shapes = self.golden.pixels.shape[1:], self.golden.logits_float64.shape[1:]
         if shapes != ((*spec.size, spec.channels), (len(self.manifest.labels),)):
             raise ArtifactError(f"{self.path.parent / GOLDEN_FILE} belongs to another model; export the model again")
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise ArtifactError(f"{path} cannot be read ({error.strerror}); export the model again") from None
 
 
 def has_exact_form(folder: Path) -> bool:

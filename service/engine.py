@@ -82,6 +82,10 @@ class Engine(Protocol):
         """Return the convolutions that the runtime left in a layout whose sums depend on how threads cut them."""
         ...
 
+    def settle(self) -> None:
+        """Keep what runs on the numbers of threads that were seen need, and nothing else: there will be no others."""
+        ...
+
 
 OpenEngine = Callable[[bytes, Device], Engine]
 
@@ -93,7 +97,7 @@ class OnnxEngine:
     """
 
     def __init__(self, model_bytes: bytes, device: Device, config: Mapping[str, str] | None = None) -> None:
-        self._model_bytes = model_bytes
+        self._model_bytes: bytes | None = model_bytes  # until it has settled
         self._device = device
         self._config = SESSION_CONFIG | dict(config or {})
         self._sessions: dict[object, ort.InferenceSession] = {}
@@ -126,6 +130,11 @@ class OnnxEngine:
         """Return the names of Conv nodes that ONNX Runtime's blocked layout refused; none on CUDA, which is probed."""
         return self._plain_convolutions
 
+    def settle(self) -> None:
+        """Forget the file, from which no session is made any more; but on CUDA, where more shapes may come."""
+        if self._device.used == "cpu":
+            self._model_bytes = None
+
     def _make(self, key: object, threads: int) -> ort.InferenceSession:
         with self._making:
             if key not in self._sessions:
@@ -133,9 +142,17 @@ class OnnxEngine:
             return self._sessions[key]
 
     def _open(self, options: ort.SessionOptions) -> ort.InferenceSession:
+        """Make a session from a file: bytes it would hold as long as it lives."""
         providers: list[Any] = [(CUDA, CUDA_OPTIONS), CPU] if self._device.used == "cuda" else [CPU]
+        assert self._model_bytes is not None, "a number of threads that was not seen before the engine settled"
+        with tempfile.NamedTemporaryFile(suffix=".onnx") as file:
+            file.write(self._model_bytes)
+            file.flush()
+            return self._open_file(file.name, options, providers)
+
+    def _open_file(self, path: str, options: ort.SessionOptions, providers: list[Any]) -> ort.InferenceSession:
         try:
-            session = ort.InferenceSession(self._model_bytes, options, providers=providers)
+            session = ort.InferenceSession(path, options, providers=providers)
         except Exception as error:  # onnxruntime raises a dozen types of its own
             raise ArtifactError(f"ONNX Runtime {ort.__version__} cannot run the model: {error}") from error
         if self._device.used == "cuda" and session.get_providers()[0] != CUDA:

@@ -47,6 +47,10 @@ class ExactEngine:
         """Return none: exact sums don't depend on how threads cut them."""
         return ()
 
+    def settle(self) -> None:
+        """Let the inner engine settle; one that comes after a fall keeps all that it has."""
+        self._engine.settle()
+
     def fall_back(self) -> bool:
         """Go on to the next execution; False where none is left. The same integers, by other kernels."""
         if not self._left:

@@ -100,6 +100,9 @@ class Kernel:
     def describe(self) -> dict[str, object]:
         return self._real.describe()
 
+    def settle(self) -> None:
+        self._real.settle()
+
     def plain_convolutions(self) -> tuple[str, ...]:
         return self._real.plain_convolutions()
 
@@ -144,6 +147,9 @@ class TransformingEngine:
 
     def describe(self) -> dict[str, object]:
         return {"runtime": {"onnxruntime": "none"}, "device": "cpu", "machine": self._machine, "execution": "integer"}
+
+    def settle(self) -> None:
+        pass
 
     def plain_convolutions(self) -> tuple[str, ...]:
         return ()

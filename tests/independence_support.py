@@ -1,6 +1,7 @@
 """What the tests of `service.independence` share: graphs that break, artifacts without a folder, faults on purpose."""
 
 import hashlib
+import tempfile
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -19,6 +20,7 @@ from service.independence.fingerprint import fingerprint
 from service.manifest import Manifest
 
 SHAPES = (Shape(1, 1), Shape(2, 1), Shape(4, 1), Shape(1, 4))
+FOLDER = tempfile.TemporaryDirectory(prefix="artifacts-")
 BRIEF = Effort(budget_s=20.0, images=16, slots=16, fills=5, targets=2, repeats=8, concurrent_runs=24)
 
 
@@ -31,7 +33,10 @@ def artifact_of(model: onnx.ModelProto, name: str = "tiny") -> Artifact:
     manifest = Manifest(name=name, labels=tuple(f"c{index}" for index in range(classes)), preprocessing=spec)
     golden = Golden((b"",) * 8, pixels, np.zeros((8, classes)), 1.0)
     content = model.SerializeToString()
-    return Artifact(Path("model.onnx"), content, hashlib.sha256(content).hexdigest(), manifest, golden)
+    digest = hashlib.sha256(content).hexdigest()
+    path = Path(FOLDER.name, digest)
+    path.write_bytes(content)
+    return Artifact(path, digest, manifest, golden)
 
 
 def subject(model: onnx.ModelProto, shapes: Sequence[Shape] = SHAPES, engine=None, **config: str) -> Subject:
@@ -155,6 +160,9 @@ class FaultyEngine:
 
     def describe(self) -> dict[str, object]:
         return {"runtime": {"onnxruntime": "none"}, "device": "cpu"}
+
+    def settle(self) -> None:
+        pass
 
     def plain_convolutions(self) -> tuple[str, ...]:
         return ()

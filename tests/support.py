@@ -164,6 +164,9 @@ class ScriptedEngine:
     def describe(self) -> dict[str, object]:
         return self._real.describe()
 
+    def settle(self) -> None:
+        self._real.settle()
+
     def plain_convolutions(self) -> tuple[str, ...]:
         return self._real.plain_convolutions()
 

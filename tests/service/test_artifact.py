@@ -181,3 +181,14 @@ def test_a_model_is_named_with_a_version_or_without():
 def test_a_version_that_cannot_be_one_is_refused(word: str):
     with pytest.raises(ConfigurationError, match=f"{word}: a version is a positive integer"):
         parse_model(word)
+
+
+def test_a_file_that_has_changed_since_it_was_read_is_not_taken_for_it(folder):
+    artifact, path = Artifact.load(folder), folder / "model.onnx"
+    path.write_bytes(path.read_bytes() + b"\n")
+
+    with pytest.raises(ArtifactError, match=r"model\.onnx has changed since it was read"):
+        _ = artifact.model_bytes
+    path.unlink()
+    with pytest.raises(ArtifactError, match=r"model\.onnx cannot be read"):
+        _ = artifact.model_bytes

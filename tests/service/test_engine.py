@@ -138,3 +138,17 @@ def test_the_runtime_describes_itself():
 
     assert described["onnxruntime"]
     assert "CPUExecutionProvider" in described["providers"]
+
+
+def test_an_engine_that_has_settled_runs_as_before_without_its_file():
+    engine, pixels = open_engine(TinyModel().model_bytes(), CPU), random_pixels(4)
+    before = [engine.run(pixels, threads) for threads in (1, 2)]
+    facts = engine.describe()
+
+    engine.settle()
+
+    assert engine._model_bytes is None
+    assert all(session._model_bytes is None for session in engine._sessions.values()), "kept"
+    for threads, logits in zip((1, 2), before, strict=True):
+        assert np.array_equal(engine.run(pixels, threads).view(np.uint32), logits.view(np.uint32))
+    assert engine.describe() == facts
