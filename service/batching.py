@@ -12,7 +12,6 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import Callable, Hashable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Generic, Self
 
@@ -21,7 +20,11 @@ from service.errors import InferenceFailed, NotReady
 from service.lanes import Lanes
 from service.lookahead import Lookahead, Observer, Turn
 from service.queueing import Item, Pending, Priority, PriorityQueue, Result, Waiter, fair_share
+from service.threads import Threads
 
+Ran = tuple[float, list[Pending[Item, Result]], Sequence[Result]]  # when it began, what was run, what came out
+
+NICENESS = 5  # a third of the event loop's weight, which else waits for a core behind the runs that wait for it
 MANY = 10**6  # more than any queue holds
 ENDED = "the batcher ended; see the log"
 
@@ -60,12 +63,12 @@ class Batcher(Generic[Item, Result]):
         self._sleepers: deque[asyncio.Future[None]] = deque()  # lanes that wait for work
         self._tasks: list[asyncio.Task[None]] = []
         self._ended = 0  # of these
-        self._executor: ThreadPoolExecutor | None = None
+        self._working: Threads[list[Pending[Item, Result]], Ran[Item, Result]] | None = None
         self._draining = False
         self.failure: BaseException | None = None
 
     async def __aenter__(self) -> Self:
-        self._executor = ThreadPoolExecutor(self._threads, thread_name_prefix="lane")
+        self._working = Threads(self._threads, "lane", self._run_wanted, NICENESS)
         for _ in range(self.lanes.takers):
             task = asyncio.create_task(self._serve_lane())
             task.add_done_callback(self._lane_ended)
@@ -75,9 +78,11 @@ class Batcher(Generic[Item, Result]):
     async def __aexit__(self, *_: object) -> None:
         self._draining = True
         self._wake_all()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-        if self._executor is not None:
-            self._executor.shutdown(wait=False)  # no lane is left that could use it
+        try:
+            await asyncio.gather(*self._tasks, return_exceptions=True)
+        finally:
+            if self._working is not None:
+                self._working.shutdown()  # no lane is left that could use them
 
     @property
     def depth(self) -> int:
@@ -230,11 +235,10 @@ class Batcher(Generic[Item, Result]):
         return pending.is_wanted
 
     async def _run(self, batch: list[Pending[Item, Result]]) -> None:
-        if not batch:
+        if not batch or self._working is None:
             return
-        loop = asyncio.get_running_loop()
         try:
-            started, ran, results = await loop.run_in_executor(self._executor, self._run_wanted, batch)
+            started, ran, results = await self._working.run(batch)
         except Exception as error:  # noqa: BLE001 - whatever the model raises belongs to the batch, not to the lane
             await self._run_alone(batch, error)
             return
@@ -248,9 +252,7 @@ class Batcher(Generic[Item, Result]):
         if len(ran) < len(batch):
             self._sort_out([one for one in batch if one not in ran])
 
-    def _run_wanted(
-        self, batch: list[Pending[Item, Result]]
-    ) -> tuple[float, list[Pending[Item, Result]], Sequence[Result]]:
+    def _run_wanted(self, batch: list[Pending[Item, Result]]) -> Ran[Item, Result]:
         """Run, in a thread, what is still wanted: the batch may have been at hand for a while, its callers gone."""
         started = self._clock()
         wanted = [one for one in batch if one.is_wanted]
