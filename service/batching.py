@@ -19,7 +19,7 @@ from service.admission import Admission, Admitted
 from service.errors import InferenceFailed, NotReady
 from service.lanes import Lanes
 from service.lookahead import Lookahead, Observer, Turn
-from service.queueing import Item, Pending, Priority, PriorityQueue, Result, Waiter, fair_share
+from service.queueing import Awaiting, Item, Listening, Pending, Priority, PriorityQueue, Result, fair_share
 from service.threads import Threads
 
 Ran = tuple[float, list[Pending[Item, Result]], Sequence[Result]]  # when it began, what was run, what came out
@@ -134,19 +134,39 @@ class Batcher(Generic[Item, Result]):
         flight it serves all who ask, each with his own deadline, and it goes with the highest of their priorities.
         Raises DeadlineExceeded when it passes, InferenceFailed when the item fails on its own.
         """
-        if self.failure is not None or self._ended == len(self._tasks):
-            raise NotReady("the service is shutting down", retry_after_s=1)
-        now = self._clock()
-        waited_s = 0.0 if turn is None else turn.waited_s
-        pending = self._join(key, priority) or self._enqueue(item, priority, key, now - waited_s)
-        future = asyncio.get_running_loop().create_future()
-        waiter: Waiter[Result] = Waiter(future, deadline, deadline - now, partial(self._left, pending))
+        pending, now = self._queue_up(item, priority, key, 0.0 if turn is None else turn.waited_s)
+        waiter: Awaiting[Result] = Awaiting(deadline, deadline - now, partial(self._left, pending))
         pending.waiters.append(waiter)
-        with waiter:
-            result: Result = await future
+        result = await waiter.wait()
         if turn is not None:
             self.lookahead.learn(self._clock() - turn.given_at)
         return result
+
+    def begin(
+        self,
+        item: Item,
+        hear: Callable[[Result | Exception], None],
+        *,
+        deadline: float,
+        priority: Priority = "normal",
+        key: Hashable = None,
+    ) -> Listening[Result]:
+        """Do as `submit` does for a caller without a task: `hear` gets the result, or what `submit` would raise.
+
+        It is called in between two runs of a lane, and must not raise. Raises NotReady itself.
+        """
+        pending, now = self._queue_up(item, priority, key, 0.0)
+        waiter: Listening[Result] = Listening(hear, deadline, deadline - now, partial(self._left, pending))
+        pending.waiters.append(waiter)
+        return waiter
+
+    def _queue_up(
+        self, item: Item, priority: Priority, key: Hashable, waited_s: float
+    ) -> tuple[Pending[Item, Result], float]:
+        if self.failure is not None or self._ended == len(self._tasks):
+            raise NotReady("the service is shutting down", retry_after_s=1)
+        now = self._clock()
+        return self._join(key, priority) or self._enqueue(item, priority, key, now - waited_s), now
 
     def _join(self, key: Hashable, priority: Priority) -> Pending[Item, Result] | None:
         pending = None if key is None else self._in_flight.get(key)
@@ -160,7 +180,7 @@ class Batcher(Generic[Item, Result]):
         if key is not None:
             self._in_flight[key] = pending
         self._queue.put(pending)
-        if self._can_take:
+        if self._sleepers and self._can_take:
             self._wake_one()
         return pending
 
@@ -195,16 +215,18 @@ class Batcher(Generic[Item, Result]):
 
     async def _serve_lane(self) -> None:
         while not self._is_drained:
-            batch = await self._next_batch()
-            with self.lanes.holding(batch):
-                self.lookahead.advance()
-                try:
-                    await self._run(batch)
-                except BaseException:
-                    for one in batch:
-                        one.fail(InferenceFailed(ENDED))
-                    raise
-            self.lookahead.advance()  # what was at hand is run now, and too few may wait to be taken
+            await self._serve_batch(await self._next_batch())
+
+    async def _serve_batch(self, batch: list[Pending[Item, Result]]) -> None:
+        with self.lanes.holding(batch):
+            self.lookahead.advance()
+            try:
+                await self._run(batch)
+            except BaseException:
+                for one in batch:
+                    one.tell(InferenceFailed(ENDED))
+                raise
+        self.lookahead.advance()  # what was at hand is run now, and too few may wait to be taken
 
     async def _next_batch(self) -> list[Pending[Item, Result]]:
         while not self._can_take and not self._is_drained:
@@ -248,11 +270,11 @@ class Batcher(Generic[Item, Result]):
             self.admission.learn(run_s / len(ran))
         for one, result in zip(ran, results, strict=True):
             self._forget(one)
-            one.settle(result)
+            one.tell(result)
         if len(ran) < len(batch):
             self._sort_out([one for one in batch if one not in ran])
 
-    def _run_wanted(self, batch: list[Pending[Item, Result]]) -> Ran[Item, Result]:
+    def _run_wanted(self, batch: list[Pending[Item, Result]]) -> "Ran[Item, Result]":
         """Run, in a thread, what is still wanted: the batch may have been at hand for a while, its callers gone."""
         started = self._clock()
         wanted = [one for one in batch if one.is_wanted]
@@ -271,15 +293,14 @@ class Batcher(Generic[Item, Result]):
 
     def _drop(self, one: Pending[Item, Result]) -> None:
         self._forget(one)
-        has_left = all(waiter.future.cancelled() for waiter in one.waiters)
-        self._observer.dropped("cancelled" if has_left else "deadline")
+        self._observer.dropped("cancelled" if one.is_given_up else "deadline")
 
     async def _run_alone(self, batch: list[Pending[Item, Result]], error: Exception) -> None:
         if len(batch) == 1:
             failure = InferenceFailed("the model failed on this image")
             failure.__cause__ = error
             self._forget(batch[0])
-            batch[0].fail(failure)
+            batch[0].tell(failure)
             return
         for one in batch:
             if not one.is_wanted:

@@ -22,7 +22,7 @@ from service.independence.spotcheck import SpotCheck
 from service.lookahead import Turn
 from service.model_metrics import ModelMetrics
 from service.preprocessing import Accepted, Hold, decode
-from service.queueing import Priority
+from service.queueing import Listening, Priority
 from service.repository import Model
 from service.running import Job, Logits, Pixels, Runner
 from service.small_files import QUICK_PIXELS, is_quick
@@ -184,29 +184,59 @@ class Classifier:
             if prepared is None:
                 shares = self.shares and not is_replay
                 prepared = await self._prepare(image, deadline, priority, with_digest=shares, is_alone=is_alone)
-            pixels, digest, turn = prepared.pixels, prepared.digest, prepared.turn
-            logits = self._cached(pixels, digest)
-            if logits is None:
-                started = perf_counter()
-                job = Job(pixels, is_replay)
-                logits = await self._batcher.submit(job, deadline=deadline, priority=priority, key=digest, turn=turn)
+        except Exception as error:  # noqa: BLE001 - a lone surprise must neither fail its neighbours nor outlive them
+            return self._failed(error)
+        said: Logits | Exception | None = self._cached(prepared)
+        if said is None:
+            started = perf_counter()
+            job = Job(prepared.pixels, is_replay)
+            try:
+                said = await self._batcher.submit(
+                    job, deadline=deadline, priority=priority, key=prepared.digest, turn=prepared.turn
+                )
+            except Exception as error:  # noqa: BLE001 - as above
+                said = error
+            else:
                 stage("infer", perf_counter() - started, model=self.model.name, version=self.model.version)
-                self._keep(digest, logits)
-        except InferenceFailed as error:
-            logger.error("%s: %s", error, error.__cause__)
-            self._suspect()
-            return error
-        except ServiceError as error:
-            return without_frames(error)
-        except Exception:  # a lone surprise must neither fail its neighbours nor outlive their admission
-            logger.exception("an image failed in a way that nobody foresaw")
-            return InferenceFailed("the service failed on this image; its log says why")
-        answered = Answered(pixels, logits)
+        return self.finish(image, prepared, said, is_replay=is_replay)
+
+    def begin(
+        self, prepared: Prepared, hear: Callable[[Logits | Exception], None], *, deadline: float, priority: Priority
+    ) -> Listening[Logits] | None:
+        """Do as `classify_one` for an image that was admitted and prepared, for a caller without a task of his own.
+
+        `hear` gets what the model said, for `finish`; at once, and there is nobody to leave, where that was kept.
+        Raises NotReady.
+        """
+        if (kept := self._cached(prepared)) is not None:
+            hear(kept)
+            return None
+        job = Job(prepared.pixels)
+        return self._batcher.begin(job, hear, deadline=deadline, priority=priority, key=prepared.digest)
+
+    def finish(
+        self, image: bytes | Pixels, prepared: Prepared, said: Logits | Exception, *, is_replay: bool = False
+    ) -> Outcome:
+        """Return the outcome of what the model said of an image, whatever hangs on it done."""
+        if isinstance(said, Exception):
+            return self._failed(said)
+        self._keep(prepared.digest, said)
+        answered = Answered(prepared.pixels, said)
         if not is_replay:
-            self._spot_check.offer(pixels, logits)
+            self._spot_check.offer(prepared.pixels, said)
             if self.on_answer is not None and isinstance(image, bytes):
                 self.on_answer(image, answered)
         return answered
+
+    def _failed(self, error: Exception) -> ServiceError:
+        if isinstance(error, InferenceFailed):
+            logger.error("%s: %s", error, error.__cause__)
+            self._suspect()
+            return error
+        if isinstance(error, ServiceError):
+            return without_frames(error)
+        logger.error("an image failed in a way that nobody foresaw", exc_info=error)
+        return InferenceFailed("the service failed on this image; its log says why")
 
     def prepare_at_once(self, image: bytes, deadline: float) -> Prepared | ServiceError | None:
         """Return a lone image prepared, where it is small and needs to wait behind nobody, or what is wrong with it.
@@ -280,13 +310,13 @@ class Classifier:
     def _decode(self, encoded: bytes, hold: Hold) -> tuple[Pixels, str | None]:
         return decode(encoded, self._preprocessing, self._accepted, hold), None
 
-    def _cached(self, pixels: Pixels, digest: str | None) -> Logits | None:
-        if digest is None or self._cache is None or not self._cache.size:
+    def _cached(self, prepared: Prepared) -> Logits | None:
+        if prepared.digest is None or self._cache is None or not self._cache.size:
             return None
-        logits = self._cache.find(digest)
+        logits = self._cache.find(prepared.digest)
         self.metrics.cached(logits is not None)
         if logits is not None:
-            self.metrics.answered(pixels[np.newaxis], logits[np.newaxis])
+            self.metrics.answered(prepared.pixels[np.newaxis], logits[np.newaxis])
         return logits
 
     def _keep(self, digest: str | None, logits: Logits) -> None:

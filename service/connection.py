@@ -9,7 +9,8 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 from service import bounded
 from service.arrival import seconds_since_last_byte
 from service.bounded import BoundedConnection
-from service.routes.direct import Direct, Exchange
+from service.routes.calls import Exchange
+from service.routes.direct import Direct
 from service.routes.heads import Fields, Head
 
 TICK_S = 0.01  # the event loop's clock may be so much behind
@@ -53,7 +54,8 @@ class Connection(BoundedConnection):
         """Start what these bytes ask for, where they are one request whose head has come before; say whether."""
         known = self._direct.heads.find(data)
         if known is not None:
-            self._stop_waiting()
+            if self._patience is not None:
+                self._stop_waiting()
             self._since, self._has_asked = 0, True
             self._start(*known)
         return known is not None
@@ -122,11 +124,15 @@ class Connection(BoundedConnection):
 
     def _served(self, task: "asyncio.Task[None]") -> None:
         self.tasks.discard(task)
-        error = None if task.cancelled() else task.exception()
-        if task.cancelled() or error is not None:  # its caller would wait for ever
+        if task.cancelled():
             self.transport.close()
-        if error is not None:
-            self.logger.error("a request was left without an answer", exc_info=error)
+        elif (error := task.exception()) is not None:
+            self.give_up(error)
+
+    def give_up(self, error: BaseException) -> None:
+        """Close, for there will be no answer, and its caller would wait for ever."""
+        self.transport.close()
+        self.logger.error("a request was left without an answer", exc_info=error)
 
     def reply(self, exchange: Exchange, status: int, fields: Fields, content: bytes) -> None:
         """Send an answer, unless its caller has gone."""

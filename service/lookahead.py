@@ -15,7 +15,7 @@ from functools import partial
 from typing import Protocol
 
 from service.errors import DeadlineExceeded
-from service.queueing import OLDEST_EVERY, Pending, Priority, PriorityQueue, Waiter
+from service.queueing import OLDEST_EVERY, Awaiting, Pending, Priority, PriorityQueue
 from service.wording import counted
 
 TURNS_KEPT = 64  # the pace is that of about the last eight full batches
@@ -119,15 +119,13 @@ class Lookahead:
             self._given.clear()
             self._given.append(now)  # no turn, but the moment from which they are counted
         pending: Pending[None, Turn] = Pending(None, None, now, priority)
-        future = asyncio.get_running_loop().create_future()
-        waiter: Waiter[Turn] = Waiter(future, deadline, deadline - now, partial(self._left, pending))
+        waiter: Awaiting[Turn] = Awaiting(deadline, deadline - now, partial(self._left, pending))
         pending.waiters.append(waiter)
         self._line.put(pending)
         try:
-            with waiter:
-                return await waiter.future
+            return await waiter.wait()
         except asyncio.CancelledError:
-            if not waiter.future.cancelled() and waiter.future.exception() is None:  # given a turn in the same moment
+            if not waiter.has_left and waiter.future.exception() is None:  # given a turn in the same moment
                 self._observer.dropped("cancelled")
                 self.end()
             raise
@@ -144,7 +142,7 @@ class Lookahead:
             return
         self._given.append(now)
         self._preparing += 1
-        pending.settle(Turn(now, now - pending.queued_at))
+        pending.tell(Turn(now, now - pending.queued_at))
 
     def _shed(self, now: float) -> None:
         """Tell those who can no longer be answered in time, by the pace of the line and the way after it."""
@@ -160,7 +158,7 @@ class Lookahead:
             if now + turns * seconds_per_turn / HOPE + way_s > pending.waiters[0].deadline:
                 self._line.remove(pending)
                 self._observer.dropped("deadline")
-                pending.fail(
+                pending.tell(
                     DeadlineExceeded(f"the answer would be too late: before this image come {counted(turns, 'other')}")
                 )
             else:

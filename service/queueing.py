@@ -6,6 +6,7 @@ has waited longest, of whatever class: so low keeps an eighth of the rate under 
 
 import asyncio
 import math
+from abc import ABC, abstractmethod
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass, field
@@ -27,36 +28,130 @@ def fair_share(waiting: int, idle_lanes: int) -> int:
     return math.ceil(waiting / idle_lanes)
 
 
-@dataclass(slots=True, eq=False)
-class Waiter(Generic[Result]):
-    """One caller, who may leave by himself; `deadline` is a time of the batcher's clock, in seconds.
+class Waiter(ABC, Generic[Result]):
+    """One caller, who is told once: of a result, or of an error. He may leave before.
 
-    As a context it is open while he waits for `future`, which gets DeadlineExceeded at the deadline; `on_left` hears
-    why he has left without a result: "deadline" or "cancelled". `waits_s` is how far off the deadline is, in seconds.
+    `deadline` is a time of the batcher's clock, `waits_s` seconds off; there he is told DeadlineExceeded. `on_left`
+    hears why he goes without a result: "deadline" or "cancelled". After that nothing leads from here to the item, which
+    leads here: in a cycle, images would stay in memory until a collection.
     """
 
-    future: asyncio.Future[Result]
-    deadline: float
-    waits_s: float
-    on_left: Callable[[str], None]
-    _timer: asyncio.TimerHandle | None = None
+    __slots__ = ("_on_left", "_timer", "deadline")
 
-    def __enter__(self) -> asyncio.Future[Result]:
-        loop = self.future.get_loop()
-        self._timer = loop.call_later(self.waits_s, self._expire)  # a third of what a timeout costs
-        return self.future
+    def __init__(self, deadline: float, waits_s: float, on_left: Callable[[str], None]) -> None:
+        self.deadline = deadline
+        self._on_left = on_left
+        self._timer = asyncio.get_running_loop().call_later(waits_s, self._expire)  # a third of what a timeout costs
 
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        assert self._timer is not None
-        self._timer.cancel()
-        self._timer = None
-        if kind is asyncio.CancelledError and self.future.cancelled():  # else its deadline or its answer came first
-            self.on_left("cancelled")
+    @property
+    @abstractmethod
+    def is_waiting(self) -> bool:
+        """True until he is told, or has left."""
+
+    @property
+    @abstractmethod
+    def has_left(self) -> bool:
+        """True where he left by himself."""
+
+    @abstractmethod
+    def tell(self, outcome: Result | Exception) -> None:
+        """Tell him, who is waiting."""
 
     def _expire(self) -> None:
-        if not self.future.done():
-            self.future.set_exception(DeadlineExceeded(LATE))
-            self.on_left("deadline")
+        if self.is_waiting:
+            on_left = self._on_left
+            self.tell(DeadlineExceeded(LATE))
+            on_left("deadline")
+
+    def _end(self) -> None:
+        self._timer.cancel()
+        self._on_left = _tell_nobody
+
+
+class Awaiting(Waiter[Result]):
+    """A task that awaits `wait`; to cancel it is to leave."""
+
+    __slots__ = ("future",)
+
+    def __init__(self, deadline: float, waits_s: float, on_left: Callable[[str], None]) -> None:
+        super().__init__(deadline, waits_s, on_left)
+        self.future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
+
+    @property
+    def is_waiting(self) -> bool:
+        """True until the future has its result, or was cancelled."""
+        return not self.future.done()
+
+    @property
+    def has_left(self) -> bool:
+        """True where the task was cancelled before."""
+        return self.future.cancelled()
+
+    def tell(self, outcome: Result | Exception) -> None:
+        """Let `wait` return the result, or raise the error."""
+        if isinstance(outcome, Exception):
+            self.future.set_exception(outcome)
+        else:
+            self.future.set_result(outcome)
+
+    async def wait(self) -> Result:
+        """Return the result, or raise the error."""
+        try:
+            return await self.future
+        finally:
+            if self.has_left:  # else a deadline or an answer came first
+                self._on_left("cancelled")
+            self._end()
+
+
+class Listening(Waiter[Result]):
+    """A caller without a task of his own: `hear` is called."""
+
+    __slots__ = ("_has_left", "_hear", "_is_waiting")
+
+    def __init__(
+        self,
+        hear: Callable[[Result | Exception], None],
+        deadline: float,
+        waits_s: float,
+        on_left: Callable[[str], None],
+    ) -> None:
+        super().__init__(deadline, waits_s, on_left)
+        self._hear = hear
+        self._is_waiting = True
+        self._has_left = False
+
+    @property
+    def is_waiting(self) -> bool:
+        """True until `hear` is called, or he has left."""
+        return self._is_waiting
+
+    @property
+    def has_left(self) -> bool:
+        """True where `leave` was called in time."""
+        return self._has_left
+
+    def tell(self, outcome: Result | Exception) -> None:
+        """Call `hear`."""
+        hear = self._hear
+        self._end()
+        hear(outcome)
+
+    def leave(self) -> None:
+        """Wait no more, unheard."""
+        if self._is_waiting:
+            on_left, self._has_left = self._on_left, True
+            self._end()
+            on_left("cancelled")
+
+    def _end(self) -> None:
+        self._is_waiting = False
+        self._hear = _tell_nobody
+        super()._end()
+
+
+def _tell_nobody(_: object) -> None:
+    pass
 
 
 @dataclass(slots=True, eq=False)
@@ -73,28 +168,30 @@ class Pending(Generic[Item, Result]):
     @property
     def is_wanted(self) -> bool:
         """True while somebody waits for it."""
-        return any([not waiter.future.done() for waiter in self.waiters])  # noqa: C419 - of one, mostly
+        for waiter in self.waiters:  # noqa: SIM110 - of one, mostly, and asked three times of each item
+            if waiter.is_waiting:
+                return True
+        return False
+
+    @property
+    def is_given_up(self) -> bool:
+        """True where all who waited left by themselves."""
+        return all(waiter.has_left for waiter in self.waiters)
 
     def expire(self, now: float) -> int:
         """Tell those whose deadline has passed; return how many they were."""
         late = 0
         for waiter in self.waiters:
-            if waiter.deadline <= now and not waiter.future.done():
-                waiter.future.set_exception(DeadlineExceeded(LATE))
+            if waiter.deadline <= now and waiter.is_waiting:
+                waiter.tell(DeadlineExceeded(LATE))
                 late += 1
         return late
 
-    def settle(self, result: Result) -> None:
-        """Give everybody who still waits the result."""
+    def tell(self, outcome: Result | Exception) -> None:
+        """Give everybody who still waits the result, or the error."""
         for waiter in self.waiters:
-            if not waiter.future.done():
-                waiter.future.set_result(result)
-
-    def fail(self, error: Exception) -> None:
-        """Give everybody who still waits the error."""
-        for waiter in self.waiters:
-            if not waiter.future.done():
-                waiter.future.set_exception(error)
+            if waiter.is_waiting:
+                waiter.tell(outcome)
 
 
 class PriorityQueue(Generic[Item, Result]):
@@ -148,4 +245,4 @@ class PriorityQueue(Generic[Item, Result]):
         """Take everything out, and give everybody who waits an error with this reason."""
         for pending in list(self):
             self.remove(pending)
-            pending.fail(InferenceFailed(reason))
+            pending.tell(InferenceFailed(reason))

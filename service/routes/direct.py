@@ -5,68 +5,29 @@ is checked and decoded together: one by one, with all else in between, the same 
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine, MutableMapping
+from collections.abc import Awaitable, Callable, MutableMapping
+from functools import partial
 from time import perf_counter
 from typing import Any, Final, Protocol
 
 from fastapi import Response
 
-from service.admission import Admitted
-from service.classifier import Prepared
-from service.errors import CallerGone, ServiceError
+from service.classifier import Classifier, Outcome, Prepared
+from service.errors import CallerGone
 from service.inference import Service
 from service.logs import REQUEST, RequestNames
 from service.observing import Observing
-from service.opening import Opened
+from service.queueing import Listening
 from service.routes import certificate_headers
 from service.routes.access import check_key
+from service.routes.calls import Call, Caller, Exchange
 from service.routes.connection import GONE
 from service.routes.heads import Fields, Head, Heads
 from service.routes.predict import MEDIA_TYPE, write_answer
-from service.routes.shortcut import PATH, ROUTE
+from service.running import Logits
 from service.security import KeyRing
 
 NO_FILE_NAME: Final = (None,)
-
-
-class Exchange:
-    """A request and its answer under way, as uvicorn's connection sees them; its body is here already."""
-
-    more_body = False
-    response_started = False
-
-    def __init__(self, *, keep_alive: bool) -> None:
-        self.keep_alive = keep_alive
-        self.response_complete = False
-        self.disconnected = False
-        self.task: asyncio.Task[None] | None = None  # once it can be cancelled
-
-    @property
-    def message_event(self) -> "Exchange":
-        """What uvicorn sets for who waits for more of the body: nobody does."""
-        return self
-
-    def set(self) -> None:
-        """Wake nobody."""
-
-    def leave(self) -> None:
-        """Let the request end: its caller has gone."""
-        self.disconnected = True
-        if self.task is not None:
-            self.task.cancel()
-
-
-class Caller(Protocol):
-    """Who waits for an answer."""
-
-    def reply(self, exchange: Exchange, status: int, fields: Fields, content: bytes) -> None:
-        """Send the answer."""
-
-    def since_last_byte_s(self) -> float:
-        """Return how long ago the last byte of the request came, seconds."""
-
-    def run(self, serving: Coroutine[Any, Any, None]) -> None:
-        """Run a coroutine that the server waits for when it ends."""
 
 
 class HasScope(Protocol):
@@ -77,28 +38,6 @@ class HasScope(Protocol):
 
 
 AnswerError = Callable[[HasScope, Exception], Awaitable[Response]]
-
-
-class Call:
-    """One request on its way."""
-
-    __slots__ = (
-        *("body", "caller", "deadline", "exchange", "fault", "head"),
-        *("opened", "prepared", "room", "scope", "started"),
-    )
-
-    def __init__(self, head: Head, body: bytes, exchange: Exchange, caller: Caller) -> None:
-        self.head = head
-        self.body = body
-        self.exchange = exchange
-        self.caller = caller
-        self.started = perf_counter()
-        self.deadline = 0.0  # once it is prepared
-        self.scope: dict[str, Any] = {"method": head.method, "path": PATH, "route": ROUTE, "state": {}}
-        self.opened: Opened | None = None
-        self.room: Admitted | None = None  # held from before it is decoded
-        self.prepared: Prepared | ServiceError | None = None
-        self.fault: Exception | None = None
 
 
 class Direct:
@@ -121,76 +60,121 @@ class Direct:
         """Answer a call whose body is here; `caller` hears of it."""
         if not self._arrived:
             asyncio.get_running_loop().call_soon(self._begin)
-        self._arrived.append(Call(head, body, exchange, caller))
+        names = RequestNames(head.request_id or self._observing.new_id(), head.trace_id)
+        self._arrived.append(Call(head, body, exchange, caller, names))
 
     def _begin(self) -> None:
         calls, self._arrived = self._arrived, []
         for call in calls:
             self._prepare(call)
         for call in calls:
-            call.caller.run(self._serve(call))
+            self._start(call)
 
     def _prepare(self, call: Call) -> None:
         """Do what needs no waiting, in the order of the way through the app; a fault is kept for the answer."""
-        head = call.head
-        request_id = head.request_id or self._observing.new_id()
-        call.scope[REQUEST.name] = RequestNames(request_id, head.trace_id)
+        head, service = call.head, self._service
         try:
             check_key(self._keys, head.fields)
             call.deadline = head.wish.deadline(call.caller.since_last_byte_s)
-            opened = self._service.lease(head.query.model, head.query.version, request_id=request_id)
-            call.scope["state"]["classifier"] = classifier = opened.__enter__()
-            call.opened = opened
+            opened = service.lease(head.query.model, head.query.version, request_id=call.names.request_id)
+            call.scope["state"]["classifier"] = classifier = call.hold(opened)
             if head.query.receipt:
                 classifier.check_receipts()
-            room = classifier.admit(1)
-            room.__enter__()
-            call.room = room
+            call.hold(classifier.admit(1))  # before it is decoded
+            call.hold(service.receiving(head.length))
+            classifier.metrics.observe("read", 0.0)
             call.prepared = classifier.prepare_at_once(call.body, call.deadline)
         except Exception as error:  # noqa: BLE001 - it is answered as any other
             call.fault = error
 
-    async def _serve(self, call: Call) -> None:
-        names = call.scope[REQUEST.name]
-        REQUEST.set(names)
-        call.exchange.task = asyncio.current_task()
+    def _start(self, call: Call) -> None:
+        prepared = call.prepared
+        if not isinstance(prepared, Prepared):
+            call.caller.run(self._serve(call))
+        elif call.exchange.disconnected:
+            call.classifier.metrics.dropped("cancelled")
+            self._answer_fault(call, CallerGone(GONE))
+        else:
+            self._queue(call, prepared)
+
+    def _queue(self, call: Call, prepared: Prepared) -> None:
+        """Let the model be asked; no task waits for it, whose turns would cost more than the queue."""
+        hear = partial(self._hear, call, prepared)
         try:
-            content, fields = await self._classify(call)
-            status = 200
-            fields += (MEDIA_TYPE, (b"content-length", b"%d" % len(content)))
+            waiter = call.classifier.begin(prepared, hear, deadline=call.deadline, priority=call.head.wish.priority)
+        except Exception as error:  # noqa: BLE001 - other calls come after this one
+            hear(error)
+            return
+        if waiter is not None:
+            call.exchange.on_leave = partial(self._leave, call, waiter)
+
+    def _leave(self, call: Call, waiter: Listening[Any]) -> None:
+        waiter.leave()
+        self._answer_fault(call, CallerGone(GONE))
+
+    def _hear(self, call: Call, prepared: Prepared, said: Logits | Exception) -> None:
+        """Answer a call by what the model said, or the error; in a lane's task, which no surprise may reach."""
+        token = REQUEST.set(call.names)
+        try:
+            self._answer(call, prepared, said)
+        except Exception as error:  # noqa: BLE001 - see above
+            call.caller.give_up(error)
+        finally:
+            REQUEST.reset(token)
+
+    def _answer(self, call: Call, prepared: Prepared, said: Logits | Exception) -> None:
+        try:
+            classifier = call.classifier
+            answer = self._write(call, classifier, classifier.finish(call.body, prepared, said))
+        except Exception as error:  # noqa: BLE001 - the map of errors knows all of them
+            self._answer_fault(call, error)
+        else:
+            self._reply(call, 200, *answer)
+
+    def _answer_fault(self, call: Call, error: Exception) -> None:
+        call.fault, call.exchange.on_leave = error, None
+        call.caller.run(self._serve(call))
+
+    async def _serve(self, call: Call) -> None:
+        """Answer a call that has to wait for more than the model, or its fault."""
+        REQUEST.set(call.names)
+        task = asyncio.current_task()
+        call.exchange.on_leave = None if task is None else task.cancel
+        try:
+            answer = 200, *await self._classify(call)
         except asyncio.CancelledError:
             if not call.exchange.disconnected:
                 raise
-            status, fields, content = await self._failed(call, CallerGone(GONE))
+            answer = await self._failed(call, CallerGone(GONE))
         except Exception as error:  # noqa: BLE001 - the map of errors knows all of them
-            status, fields, content = await self._failed(call, error)
+            answer = await self._failed(call, error)
         finally:
-            call.exchange.task = call.fault = None  # whose frames hold the call
-            if call.room is not None:
-                call.room.__exit__()
-            if call.opened is not None:
-                call.opened.__exit__()
-        fields += certificate_headers(call.scope)
-        fields.append((b"x-request-id", names.request_id.encode()))
-        self._observing.answered(call.scope, status, perf_counter() - call.started)
-        call.caller.reply(call.exchange, status, fields, content)
+            call.release()
+        self._reply(call, *answer)
 
-    async def _classify(self, call: Call) -> tuple[bytes, Fields]:
+    async def _classify(self, call: Call) -> tuple[Fields, bytes]:
         if call.exchange.disconnected:
-            if isinstance(call.prepared, Prepared):
-                call.scope["state"]["classifier"].metrics.dropped("cancelled")
             raise CallerGone(GONE)
         if call.fault is not None:
             raise call.fault
-        head, service = call.head, self._service
-        classifier = call.scope["state"]["classifier"]
-        with service.receiving(head.length):
-            classifier.metrics.observe("read", 0.0)
-            outcome = await classifier.classify_one(
-                call.body, deadline=call.deadline, priority=head.wish.priority, prepared=call.prepared
-            )
-        held_tags = head.fields.get("if-none-match", "")
-        return write_answer(classifier, service, head.query, NO_FILE_NAME, (outcome,), held_tags)
+        classifier = call.classifier
+        outcome = await classifier.classify_one(
+            call.body, deadline=call.deadline, priority=call.head.wish.priority, prepared=call.prepared
+        )
+        return self._write(call, classifier, outcome)
+
+    def _write(self, call: Call, classifier: Classifier, outcome: Outcome) -> tuple[Fields, bytes]:
+        query, held_tags = call.head.query, call.head.fields.get("if-none-match", "")
+        content, fields = write_answer(classifier, self._service, query, NO_FILE_NAME, (outcome,), held_tags)
+        return [*fields, MEDIA_TYPE, (b"content-length", b"%d" % len(content))], content
+
+    def _reply(self, call: Call, status: int, fields: Fields, content: bytes) -> None:
+        call.exchange.on_leave = call.fault = None  # which lead back to the call
+        call.release()
+        fields += certificate_headers(call.scope)
+        fields.append((b"x-request-id", call.names.request_id.encode()))
+        self._observing.answered(call.scope, status, perf_counter() - call.started)
+        call.caller.reply(call.exchange, status, fields, content)
 
     async def _failed(self, call: Call, error: Exception) -> tuple[int, Fields, bytes]:
         response = await self._answer_error(call, error)

@@ -246,3 +246,81 @@ def test_retry_after_is_the_backlog_at_the_measured_rate():
             assert batcher.admission.retry_after_s() == 1  # never less than a second
 
     asyncio.run(scenario())
+
+
+async def told(hearing: list) -> None:
+    await until(lambda: hearing, "he is told")
+
+
+def test_a_caller_without_a_task_is_told_once_of_his_result():
+    async def scenario():
+        hearing = []
+        async with batcher_of(FakeModel()) as batcher:
+            with batcher.admit(1):
+                waiter = batcher.begin(21, hearing.append, deadline=batcher._clock() + 60)
+                assert waiter.is_waiting
+                await told(hearing)
+            waiter.leave()
+        return hearing, waiter.is_waiting, waiter.has_left
+
+    assert asyncio.run(scenario()) == ([42], False, False)
+
+
+def test_a_caller_without_a_task_is_told_of_his_deadline_and_then_of_nothing():
+    model, journal = FakeModel(), Journal()
+
+    async def scenario():
+        hearing = []
+        async with batcher_of(model, journal) as batcher:
+            busy = await occupy(batcher, model)
+            with batcher.admit(1):
+                batcher.begin(21, hearing.append, deadline=batcher._clock() + 0.02)
+                await told(hearing)
+            model.gate.set()
+            await asyncio.gather(*busy)
+        return hearing
+
+    hearing = asyncio.run(scenario())
+
+    assert [type(one) for one in hearing] == [DeadlineExceeded]
+    assert (model.batches, journal.reasons) == ([[1000]], ["deadline"])
+
+
+def test_a_caller_without_a_task_who_leaves_is_told_nothing_and_not_run():
+    model, journal = FakeModel(), Journal()
+
+    async def scenario():
+        hearing = []
+        async with batcher_of(model, journal) as batcher:
+            busy = await occupy(batcher, model)
+            with batcher.admit(2):
+                waiter = batcher.begin(21, hearing.append, deadline=batcher._clock() + 60)
+                waiter.leave()
+                waiter.leave()
+                model.gate.set()
+                await asyncio.gather(*busy)
+                assert await batcher.submit(1, deadline=batcher._clock() + 60) == 2
+        return hearing, waiter.has_left
+
+    assert asyncio.run(scenario()) == ([], True)
+    assert (model.batches, journal.reasons) == ([[1000], [1]], ["cancelled"])
+
+
+def test_callers_with_and_without_a_task_share_a_run_each_with_a_deadline_of_his_own():
+    model = FakeModel()
+
+    async def scenario():
+        soon, late = [], []
+        async with batcher_of(model) as batcher:
+            busy = await occupy(batcher, model)
+            with batcher.admit(3):
+                batcher.begin(21, soon.append, deadline=batcher._clock() + 0.02, key="one")
+                batcher.begin(21, late.append, deadline=batcher._clock() + 60, key="one")
+                waiting = asyncio.create_task(batcher.submit(21, deadline=batcher._clock() + 60, key="one"))
+                await told(soon)
+                model.gate.set()
+                await asyncio.gather(*busy)
+                return [type(one) for one in soon], late, await waiting
+
+    assert asyncio.run(scenario()) == ([DeadlineExceeded], [42], 42)
+    assert model.batches == [[1000], [21]]

@@ -16,7 +16,7 @@ from support import Engines, encode, random_pixels, until
 from service.app import create_app, direct_of
 from service.config import Settings
 from service.connection import Connection
-from service.routes.direct import Call, Exchange
+from service.routes.calls import Call, Exchange
 from service.routes.heads import KEPT, MOST_BYTES_KEPT, Head, Heads
 from service.security import make_key, write_keys
 
