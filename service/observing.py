@@ -1,9 +1,10 @@
 """What is said of each request: its id, its count, its log line, its trace; around the app, one bare ASGI layer."""
 
 import asyncio
+import itertools
 import logging
-import random
 import re
+import secrets
 from collections.abc import Callable, Iterable
 from contextvars import Context
 from time import perf_counter
@@ -37,8 +38,8 @@ class Observing:
     ) -> None:
         self.tracing = tracing
         self._metrics = metrics
-        # Seeded by the system, which would otherwise be asked at each request, without the interpreter's lock.
-        self._ids = random.Random()  # noqa: S311 - an id is no secret
+        # The system is asked once: at each request it would be without the interpreter's lock. An id is no secret.
+        self._ids = map(f"{secrets.token_hex(8)}{{:016x}}".format, itertools.count(secrets.randbits(48)))
         self._late, self._late_every_s, self._is_told_of_late = 0, late_every_s, False
         self._is_told = {"none": _never, "errors": _is_our_fault, "all": _always}[log_requests]
 
@@ -49,7 +50,7 @@ class Observing:
 
     def new_id(self) -> str:
         """Return a name for a request that came without one."""
-        return f"{self._ids.getrandbits(128):032x}"
+        return next(self._ids)
 
     def answered(self, scope: Scope, status: int, seconds: float) -> None:
         """Tell of a request that is answered, `seconds` after its head came."""

@@ -43,7 +43,8 @@ class Opened:
     def __enter__(self) -> Classifier:
         """Let one more request hold it: as long as one does, `retire` waits."""
         self._holders += 1
-        self._unheld.clear()
+        if self._holders == 1:
+            self._unheld.clear()
         return self.classifier
 
     def __exit__(self, *_: object) -> None:

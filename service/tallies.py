@@ -4,8 +4,8 @@ What is held counts once it is handed over: when somebody reads the metrics, and
 A process that is killed takes what it held along; counters do not come this way.
 """
 
-from bisect import bisect_left
-from collections import Counter, deque
+from bisect import bisect_right
+from collections import deque
 from collections.abc import Callable
 from math import fsum
 from typing import Any
@@ -31,9 +31,20 @@ class Tally:
             add_all(self._series, amounts)
 
 
+def adder(series: Any) -> Callable[[float], None]:
+    """Return what adds to a counter's series: `series.inc` asks each time first whether it has its labels."""
+    add: Callable[[float], None] = series._value.inc  # noqa: SLF001 - as below
+    return add
+
+
 def add_all(series: Any, amounts: list[float]) -> None:
-    """Do what `series.observe` does with each of the amounts; prometheus_client has no call for several."""
+    """Do what `series.observe` does with each of the amounts, and sort them; the library has no call for several."""
+    amounts.sort()
+    below = 0
     bounds = series._upper_bounds  # noqa: SLF001 - no public way to them, here and below; a test compares with `observe`
-    for index, count in Counter(bisect_left(bounds, amount) for amount in amounts).items():
-        series._buckets[index].inc(count)  # noqa: SLF001
+    for bucket, bound in zip(series._buckets, bounds, strict=True):  # noqa: SLF001
+        upto = bisect_right(amounts, bound)
+        if upto > below:
+            bucket.inc(upto - below)
+        below = upto
     series._sum.inc(fsum(amounts))  # noqa: SLF001

@@ -17,18 +17,16 @@ NO_CERTIFICATE = "none"
 ABOUT_A_MODEL = frozenset({"/predict", "/verify", "/models/{name}"})  # whose answers name it, errors included
 
 
-def certificate_of(classifier: Classifier) -> str:
-    """Return the digest of the certificate that an answer is given under, or `none`."""
-    certificate, digest = classifier.certificate, classifier.certificate_digest
-    return digest if digest and certificate is not None and certificate.verdict == "certified" else NO_CERTIFICATE
+def certificate_of(classifier: Classifier) -> tuple[str, str]:
+    """Return the digest of the certificate that an answer is given under, and in plain words on what ground.
 
-
-def guarantee_of(classifier: Classifier) -> str:
-    """Return in plain words why an answer's bits do not hang on its batch: by theorem, by measurement, or none."""
+    That is: why an answer's bits do not hang on its batch, by theorem or by measurement. Each is `none` without one.
+    """
     certificate = classifier.certificate
     if certificate is None or certificate.verdict != "certified":
-        return NO_CERTIFICATE
-    return "by theorem" if certificate.theorem is not None else "by measurement"
+        return NO_CERTIFICATE, NO_CERTIFICATE
+    ground = "by theorem" if certificate.theorem is not None else "by measurement"
+    return classifier.certificate_digest or NO_CERTIFICATE, ground
 
 
 def request_id_of(request: Request) -> str:
@@ -61,7 +59,7 @@ def certificate_headers(scope: Scope) -> list[tuple[bytes, bytes]]:
     classifier = scope.get("state", {}).get("classifier")
     if classifier is None:
         return [*_fields(NO_CERTIFICATE, NO_CERTIFICATE)]
-    return [*_fields(certificate_of(classifier), guarantee_of(classifier))]
+    return [*_fields(*certificate_of(classifier))]
 
 
 @lru_cache(64)

@@ -87,7 +87,7 @@ async def info(service: ServiceDependency) -> dict[str, Any]:
 
 def _identity(classifier: Classifier) -> dict[str, Any]:
     model, certificate = classifier.model, classifier.certificate
-    digest = certificate_of(classifier)
+    digest, _ = certificate_of(classifier)
     return {
         "version": model.version,
         "form": model.form,
