@@ -10,21 +10,18 @@ while one is in flight. A batch that fails is run again item by item, so that on
 
 import asyncio
 import time
-from collections import deque
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from functools import partial
 from typing import Generic, Self
 
 from service.admission import Admission, Admitted
+from service.batch_runs import Ran, lane_threads
 from service.errors import InferenceFailed, NotReady
-from service.lanes import Lanes
+from service.lanes import Lanes, Sleepers
 from service.lookahead import Lookahead, Observer, Turn
 from service.queueing import Awaiting, Item, Listening, Pending, Priority, PriorityQueue, Result, fair_share
 from service.threads import Threads
 
-Ran = tuple[float, list[Pending[Item, Result]], Sequence[Result]]  # when it began, what was run, what came out
-
-NICENESS = 5  # a third of the event loop's weight, which else waits for a core behind the runs that wait for it
 MANY = 10**6  # more than any queue holds
 ENDED = "the batcher ended; see the log"
 
@@ -60,7 +57,7 @@ class Batcher(Generic[Item, Result]):
         self._queue: PriorityQueue[Item, Result] = PriorityQueue()
         self.lookahead = Lookahead(ahead, lambda: self._prepared, lambda: self.admission.pace_s, observer, clock)
         self._in_flight: dict[Hashable, Pending[Item, Result]] = {}  # by key, until settled
-        self._sleepers: deque[asyncio.Future[None]] = deque()  # lanes that wait for work
+        self._sleepers = Sleepers()
         self._tasks: list[asyncio.Task[None]] = []
         self._ended = 0  # of these
         self._working: Threads[list[Pending[Item, Result]], Ran[Item, Result]] | None = None
@@ -68,7 +65,7 @@ class Batcher(Generic[Item, Result]):
         self.failure: BaseException | None = None
 
     async def __aenter__(self) -> Self:
-        self._working = Threads(self._threads, "lane", self._run_wanted, NICENESS)
+        self._working = lane_threads(self._threads, self._run_batch, self._clock)
         for _ in range(self.lanes.takers):
             task = asyncio.create_task(self._serve_lane())
             task.add_done_callback(self._lane_ended)
@@ -77,7 +74,7 @@ class Batcher(Generic[Item, Result]):
 
     async def __aexit__(self, *_: object) -> None:
         self._draining = True
-        self._wake_all()
+        self._sleepers.wake_all()
         try:
             await asyncio.gather(*self._tasks, return_exceptions=True)
         finally:
@@ -117,7 +114,7 @@ class Batcher(Generic[Item, Result]):
 
     def _emptied(self) -> None:
         if self._draining:
-            self._wake_all()
+            self._sleepers.wake_all()
 
     async def submit(
         self,
@@ -181,7 +178,7 @@ class Batcher(Generic[Item, Result]):
             self._in_flight[key] = pending
         self._queue.put(pending)
         if self._sleepers and self._can_take:
-            self._wake_one()
+            self._sleepers.wake_one()
         return pending
 
     def _left(self, pending: Pending[Item, Result], reason: str) -> None:
@@ -200,19 +197,6 @@ class Batcher(Generic[Item, Result]):
     def _is_drained(self) -> bool:
         return self._draining and not self._queue and self.admission.count == 0
 
-    async def _sleep(self) -> None:
-        sleeper: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._sleepers.append(sleeper)
-        await sleeper
-
-    def _wake_one(self) -> None:
-        if self._sleepers:
-            self._sleepers.popleft().set_result(None)
-
-    def _wake_all(self) -> None:
-        while self._sleepers:
-            self._wake_one()
-
     async def _serve_lane(self) -> None:
         while not self._is_drained:
             await self._serve_batch(await self._next_batch())
@@ -230,7 +214,7 @@ class Batcher(Generic[Item, Result]):
 
     async def _next_batch(self) -> list[Pending[Item, Result]]:
         while not self._can_take and not self._is_drained:
-            await self._sleep()
+            await self._sleepers.sleep()
         if self._max_queue_delay_s and len(self._queue) < self._max_batch_size and not self._draining:
             await asyncio.sleep(self._max_queue_delay_s)
         return self._take(self._take_of(len(self._queue), self.lanes.idle)) if self._can_take else []
@@ -260,34 +244,25 @@ class Batcher(Generic[Item, Result]):
         if not batch or self._working is None:
             return
         try:
-            started, ran, results = await self._working.run(batch)
+            done = await self._working.run(batch)
         except Exception as error:  # noqa: BLE001 - whatever the model raises belongs to the batch, not to the lane
             await self._run_alone(batch, error)
             return
-        if ran:
-            run_s = self._clock() - started
-            self._observer.ran(len(ran), [started - one.queued_at for one in ran], run_s)
-            self.admission.learn(run_s / len(ran))
-        for one, result in zip(ran, results, strict=True):
+        if done.ran:
+            run_s = self._clock() - done.started
+            self._observer.ran(len(done.ran), [done.started - one.queued_at for one in done.ran], run_s)
+            self.admission.learn(run_s / len(done.ran))
+        for one, result in zip(done.ran, done.results, strict=True):
             self._forget(one)
             one.tell(result)
-        if len(ran) < len(batch):
-            self._sort_out([one for one in batch if one not in ran])
-
-    def _run_wanted(self, batch: list[Pending[Item, Result]]) -> "Ran[Item, Result]":
-        """Run, in a thread, what is still wanted: the batch may have been at hand for a while, its callers gone."""
-        started = self._clock()
-        wanted = [one for one in batch if one.is_wanted]
-        results = self._run_batch([one.item for one in wanted]) if wanted else ()
-        if len(results) != len(wanted):
-            raise InferenceFailed(f"the engine gave {len(results)} answers for {len(wanted)} images")
-        return started, wanted, results
+        if len(done.ran) < len(batch):
+            self._sort_out([one for one in batch if one not in done.ran])
 
     def _sort_out(self, left: Iterable[Pending[Item, Result]]) -> None:
         for one in left:
             if one.is_wanted:  # by somebody who came after its callers had gone
                 self._queue.put(one)
-                self._wake_one()
+                self._sleepers.wake_one()
             else:
                 self._drop(one)
 

@@ -2,7 +2,6 @@
 
 import asyncio
 import logging
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -19,13 +18,12 @@ from service.errors import EngineLost, InferenceFailed, MalformedRequest, Servic
 from service.independence.certificate import Certificate
 from service.independence.receipts import Receipt, logits_digest, pixels_digest
 from service.independence.spotcheck import SpotCheck
-from service.lookahead import Turn
 from service.model_metrics import ModelMetrics
-from service.preprocessing import Accepted, Hold, decode
+from service.preparing import Prepared, Preparer
+from service.preprocessing import Accepted
 from service.queueing import Listening, Priority
 from service.repository import Model
 from service.running import Job, Logits, Pixels, Runner
-from service.small_files import QUICK_PIXELS, is_quick
 from service.tracing import stage
 
 EXAMINED_AFTER_S = (0.0, 0.5, 2.0)  # so that a passing shortage of memory is no end
@@ -42,15 +40,6 @@ class Answered:
 
 
 Outcome = Answered | ServiceError
-
-
-@dataclass(slots=True, eq=False)
-class Prepared:
-    """An image ready to be queued: its digest where runs are shared, and the turn that it waited for, if it had to."""
-
-    pixels: Pixels
-    digest: str | None
-    turn: Turn | None = None
 
 
 class Classifier:
@@ -76,10 +65,7 @@ class Classifier:
         self._certificate = certificate
         self._certificate_digest = None if certificate is None else certificate.digest  # a hash of all that it says
         self._batcher = batcher
-        self._decoders = decoders
-        self._preprocessing = model.manifest.preprocessing
-        self._is_small = math.prod(model.manifest.preprocessing.size) <= QUICK_PIXELS
-        self._accepted = accepted
+        self._preparer = Preparer(model.manifest.preprocessing, accepted, decoders, batcher.lookahead, metrics)
         self._spot_check = spot_check
         self._cache = cache
         self._on_loss = on_loss
@@ -132,7 +118,8 @@ class Classifier:
             common = partial(self.classify_one, deadline=deadline, priority=priority, is_replay=is_replay)
             if len(images) == 1:  # which is the usual case, and needs no task of its own
                 shares = self.shares and not is_replay
-                return [await common(images[0], prepared=self._prepare_at_once(images[0], deadline, shares=shares))]
+                prepared = self._preparer.at_once(images[0], deadline, with_digest=shares)
+                return [await common(images[0], prepared=prepared)]
             return list(await asyncio.gather(*(common(image, is_alone=False) for image in images)))
 
     def admit(self, count: int) -> Admitted:
@@ -183,7 +170,9 @@ class Classifier:
         try:
             if prepared is None:
                 shares = self.shares and not is_replay
-                prepared = await self._prepare(image, deadline, priority, with_digest=shares, is_alone=is_alone)
+                prepared = await self._preparer.prepare(
+                    image, deadline, priority, with_digest=shares, is_alone=is_alone
+                )
         except Exception as error:  # noqa: BLE001 - a lone surprise must neither fail its neighbours nor outlive them
             return self._failed(error)
         said: Logits | Exception | None = self._cached(prepared)
@@ -239,52 +228,8 @@ class Classifier:
         return InferenceFailed("the service failed on this image; its log says why")
 
     def prepare_at_once(self, image: bytes, deadline: float) -> Prepared | ServiceError | None:
-        """Return a lone image prepared, where it is small and needs to wait behind nobody, or what is wrong with it.
-
-        None for any other, which `classify_one` prepares. Meant for many in a row.
-        """
-        return self._prepare_at_once(image, deadline, shares=self.shares)
-
-    def _prepare_at_once(
-        self, image: bytes | Pixels, deadline: float, *, shares: bool
-    ) -> Prepared | ServiceError | None:
-        if not (self._is_small and isinstance(image, bytes) and not self._batcher.lookahead and is_quick(image)):
-            return None
-        started = perf_counter()
-        work = self._decode_with_digest if shares else self._decode
-        try:
-            decoded = self._decoders.decode_at_once(work, image, deadline=deadline, observer=self.metrics)
-        except ServiceError as error:
-            return error
-        stage("decode", perf_counter() - started)
-        return None if decoded is None else Prepared(*decoded)
-
-    async def _prepare(
-        self, image: bytes | Pixels, deadline: float, priority: Priority, *, with_digest: bool, is_alone: bool
-    ) -> Prepared:
-        quick = is_alone and self._is_small and isinstance(image, bytes) and is_quick(image)
-        is_work = isinstance(image, bytes) and not quick  # many quick ones in a row would hold the event loop together
-        lookahead, turn = self._batcher.lookahead, None
-        if is_work or len(lookahead) > 0:  # what costs nothing to prepare waits only behind what does
-            turn = await lookahead.turn(deadline=deadline, priority=priority)
-        try:
-            if turn is not None:
-                stage("queue", turn.waited_s)
-            started = perf_counter()
-            pixels, digest = await self._pixels(image, deadline, with_digest=with_digest, is_quick=quick)
-        finally:
-            if turn is not None:
-                lookahead.end()
-        stage("decode", perf_counter() - started)
-        return Prepared(pixels, digest, turn)
-
-    async def _pixels(
-        self, image: bytes | Pixels, deadline: float, *, with_digest: bool, is_quick: bool
-    ) -> tuple[Pixels, str | None]:
-        if not isinstance(image, bytes):
-            return image, pixels_digest(image) if with_digest else None
-        work = self._decode_with_digest if with_digest else self._decode
-        return await self._decoders.decode(work, image, deadline=deadline, observer=self.metrics, is_quick=is_quick)
+        """Return a lone image prepared where that takes no waiting, as `Preparer.at_once`; `classify_one` takes it."""
+        return self._preparer.at_once(image, deadline, with_digest=self.shares)
 
     def _suspect(self) -> None:
         if self._examination is None or self._examination.done():
@@ -302,13 +247,6 @@ class Classifier:
             else:
                 return
         self._on_loss(EngineLost(f"model {self.model.name} fails even on its golden image: {problem}"))
-
-    def _decode_with_digest(self, encoded: bytes, hold: Hold) -> tuple[Pixels, str | None]:
-        pixels = decode(encoded, self._preprocessing, self._accepted, hold)
-        return pixels, pixels_digest(pixels)
-
-    def _decode(self, encoded: bytes, hold: Hold) -> tuple[Pixels, str | None]:
-        return decode(encoded, self._preprocessing, self._accepted, hold), None
 
     def _cached(self, prepared: Prepared) -> Logits | None:
         if prepared.digest is None or self._cache is None or not self._cache.size:

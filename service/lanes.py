@@ -1,7 +1,36 @@
 """What each lane runs, and the batch that it may have at hand while it does. Knows no item, queue or thread."""
 
+import asyncio
+from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+
+
+class Sleepers:
+    """Lanes that have nothing to run, the one that has waited longest first."""
+
+    def __init__(self) -> None:
+        self._asleep: deque[asyncio.Future[None]] = deque()
+
+    def __bool__(self) -> bool:
+        """True while one sleeps."""
+        return bool(self._asleep)
+
+    async def sleep(self) -> None:
+        """Wait to be woken."""
+        sleeper: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._asleep.append(sleeper)
+        await sleeper
+
+    def wake_one(self) -> None:
+        """Wake the first, if there is one."""
+        if self._asleep:
+            self._asleep.popleft().set_result(None)
+
+    def wake_all(self) -> None:
+        """Wake them all."""
+        while self._asleep:
+            self.wake_one()
 
 
 class Lanes:

@@ -5,9 +5,10 @@ from contextlib import AbstractContextManager
 from time import perf_counter
 from typing import Any, Protocol, TypeVar
 
-from service.classifier import Classifier, Prepared
+from service.classifier import Classifier
 from service.errors import ServiceError
 from service.logs import REQUEST, RequestNames
+from service.preparing import Prepared
 from service.routes.heads import Fields, Head
 from service.routes.shortcut import PATH, ROUTE
 

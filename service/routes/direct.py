@@ -12,11 +12,12 @@ from typing import Any, Final, Protocol
 
 from fastapi import Response
 
-from service.classifier import Classifier, Outcome, Prepared
+from service.classifier import Classifier, Outcome
 from service.errors import CallerGone
 from service.inference import Service
 from service.logs import REQUEST, RequestNames
 from service.observing import Observing
+from service.preparing import Prepared
 from service.queueing import Listening
 from service.routes import certificate_headers
 from service.routes.access import check_key

@@ -103,7 +103,7 @@ def test_a_small_image_is_decoded_at_once_only_where_it_is_alone(models):
 
     async def scenario():
         async with running(small(models, decode_threads=1, request_timeout_s=1), Engines()) as client:
-            client._transport.app.state.service.classifier()._decoders._threads.submit(release.wait, 30)
+            client._transport.app.state.service.classifier()._preparer.decoders._threads.submit(release.wait, 30)
             try:
                 return await client.post("/predict", content=quick), await client.post("/predict", json=twice)
             finally:
@@ -121,7 +121,7 @@ def test_an_image_that_waits_to_be_decoded_past_its_deadline_is_answered_and_nev
 
     async def scenario():
         async with running(small(models, decode_threads=1, request_timeout_s=0.2), Engines()) as client:
-            decoders = client._transport.app.state.service.classifier()._decoders._threads
+            decoders = client._transport.app.state.service.classifier()._preparer.decoders._threads
             decoders.submit(release.wait, 30)
             try:
                 late = await asyncio.wait_for(client.post("/predict", content=IMAGE), 10)
@@ -143,7 +143,7 @@ def test_a_request_that_is_being_decoded_when_the_service_stops_is_answered(mode
         async with running(small(models, decode_threads=1), Engines()) as client:
             service = client._transport.app.state.service
             batcher = service.classifier()._batcher
-            service.classifier()._decoders._threads.submit(release.wait, 30)
+            service.classifier()._preparer.decoders._threads.submit(release.wait, 30)
             asked = asyncio.create_task(client.post("/predict", content=IMAGE))
             await until(lambda: batcher.admitted == 1, "the image is let in")
             stopping = asyncio.create_task(service.stop())
@@ -174,7 +174,7 @@ def test_a_surprise_in_one_image_fails_it_alone_and_its_neighbours_stay_admitted
     async def scenario():
         async with running(small(models, request_timeout_s=30), engines) as client:
             classifier = client._transport.app.state.service.classifier()
-            decoders = classifier._decoders
+            decoders = classifier._preparer.decoders
             decoders._threads, real = Surprising(2), decoders._threads
             engines.opened[0].close_gate()
             files = [("file", ("x.png", content)) for content in FILES]

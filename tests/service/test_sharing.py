@@ -160,7 +160,7 @@ def test_pixels_in_decoding_are_bounded_over_all_requests(models):
     async def scenario():
         limits = {"max_image_pixels": 10_000, "max_pixels_in_flight": 10_000, "decode_threads": 4}
         async with service_on(models, **limits) as (client, _, service):
-            room, lowest = service.classifier()._decoders.room, []
+            room, lowest = service.classifier()._preparer.decoders.room, []
             give_back = room.give_back
             room.give_back = lambda pixels: (lowest.append(room.free), give_back(pixels))[1]
             answers = await asyncio.gather(*(client.post("/predict", content=large) for _ in range(12)))
