@@ -147,7 +147,9 @@ def test_a_version_that_was_changed_in_place_is_one_file_in_every_worker_after_o
     shutil.rmtree(models / "tiny" / "1")
     TinyModel(seed=2).write(models, 1)
     untouched = digests()
-    os.kill(workers_of(server)[0], signal.SIGKILL)
+    killed = workers_of(server)[0]
+    os.kill(killed, signal.SIGKILL)
+    wait_for(lambda: killed not in workers_of(server), "its death is noticed")
     wait_for(lambda: httpx.get(f"{server.url}/info").json()["workers"]["ready"] == 2, "the worker is replaced")
     after = digests()
 
