@@ -25,6 +25,7 @@ from service.crew import Crew
 from service.inference import Service
 from service.metrics import Metrics
 from service.observing import UNMATCHED
+from service.wording import counted
 
 M_MMAP_THRESHOLD = -3  # mallopt(3)
 MMAP_THRESHOLD_BYTES = 2**20
@@ -32,6 +33,8 @@ M_TRIM_THRESHOLD = -1
 TRIM_THRESHOLD_BYTES = 4 * 2**20
 COLLECT_AFTER = 10_000  # by default a crowd of 64 calls brings the collector each few requests, for a tenth of the loop
 SWITCH_INTERVAL_S = 0.0005  # by default a lane whose run has ended waits 5 ms for the interpreter, longer than it ran
+
+logger = logging.getLogger(__name__)
 
 
 class Serving:
@@ -99,6 +102,7 @@ class HttpServer(uvicorn.Server):
         self.on_up: Callable[[], None] = lambda: None
         self.max_head_bytes, self.head_timeout_s = settings.max_head_bytes, settings.head_timeout_s
         self.send_timeout_s = settings.send_timeout_s
+        self._drain_timeout_s = settings.drain_timeout_s
         self._metrics: Metrics = app.state.service.metrics
         self._on_closed = on_closed
         self._opening: set[asyncio.Task[None]] = set()
@@ -107,6 +111,22 @@ class HttpServer(uvicorn.Server):
         """Start the app's lifespan; listen to nothing."""
         await super().startup(sockets=[] if sockets is None else sockets)
         self.on_up()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Answer what is in hand, for `drain_timeout_s`; then close what is open, so that nobody's image is run."""
+        ending = asyncio.get_running_loop().call_later(self._drain_timeout_s, self._close_all)
+        try:
+            await super().shutdown(sockets)
+        finally:
+            ending.cancel()
+
+    def _close_all(self) -> None:
+        owed = list(self.server_state.connections)
+        if owed:
+            text = "the time to answer what was in hand is over (drain_timeout_s): %s closed without an answer"
+            logger.error(text, counted(len(owed), "connection"))
+        for connection in owed:
+            connection.transport.abort()
 
     @contextlib.contextmanager
     def capture_signals(self) -> Generator[None, None, None]:

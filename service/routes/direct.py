@@ -110,8 +110,10 @@ class Direct:
             call.exchange.on_leave = partial(self._leave, call, waiter)
 
     def _leave(self, call: Call, waiter: Listening[Any]) -> None:
-        waiter.leave()
-        self._answer_fault(call, CallerGone(GONE))
+        try:
+            waiter.leave()
+        finally:
+            self._answer_fault(call, CallerGone(GONE))
 
     def _hear(self, call: Call, prepared: Prepared, said: Logits | Exception) -> None:
         """Answer a call by what the model said, or the error; in a lane's task, which no surprise may reach."""
@@ -119,6 +121,7 @@ class Direct:
         try:
             self._answer(call, prepared, said)
         except Exception as error:  # noqa: BLE001 - see above
+            call.release()
             call.caller.give_up(error)
         finally:
             REQUEST.reset(token)
