@@ -41,6 +41,7 @@ class Artifact:
     manifest: Manifest
     golden: Golden = field(repr=False)
     form: Form = "float"
+    _kept: list[bytes] = field(default_factory=list, repr=False, compare=False)  # the file, until it is forgotten
 
     @classmethod
     def load(cls, folder: Path, form: Form = "float") -> Self:
@@ -49,20 +50,26 @@ class Artifact:
         model_bytes = _read(path)
         digest = hashlib.sha256(model_bytes).hexdigest()
         manifest, golden = read_manifest(path, model_bytes), Golden.from_file(folder / GOLDEN_FILE)
-        artifact = cls(path, digest, manifest, golden, form)
+        artifact = cls(path, digest, manifest, golden, form, [model_bytes])
         artifact._golden_fits()
         return artifact
 
     @property
     def model_bytes(self) -> bytes:
-        """The file, read anew: as long as a model is served it would be in memory for nothing.
+        """The file as it was read; once it is forgotten, read anew.
 
-        Raises ArtifactError where it is gone, or is another file by now.
+        Raises ArtifactError where it is gone then, or is another file.
         """
+        if self._kept:
+            return self._kept[0]
         model_bytes = _read(self.path)
         if hashlib.sha256(model_bytes).hexdigest() != self.digest:
             raise ArtifactError(f"{self.path} has changed since it was read; write models beside it and rename them")
         return model_bytes
+
+    def forget(self) -> None:
+        """Hold the file no longer: while a model is served it would be in memory for nothing."""
+        self._kept.clear()
 
     def _golden_fits(self) -> None:
         spec = self.manifest.preprocessing

@@ -173,21 +173,17 @@ class Classifier:
                 prepared = await self._preparer.prepare(
                     image, deadline, priority, with_digest=shares, is_alone=is_alone
                 )
+            logits = self._cached(prepared)
+            if logits is None:
+                started = perf_counter()
+                logits = await self._batcher.submit(
+                    Job(prepared.pixels, is_replay),
+                    deadline=deadline, priority=priority, key=prepared.digest, turn=prepared.turn,
+                )  # fmt: skip
+                stage("infer", perf_counter() - started, model=self.model.name, version=self.model.version)
+            return self._finished(image, prepared, logits, is_replay=is_replay)
         except Exception as error:  # noqa: BLE001 - a lone surprise must neither fail its neighbours nor outlive them
             return self._failed(error)
-        said: Logits | Exception | None = self._cached(prepared)
-        if said is None:
-            started = perf_counter()
-            job = Job(prepared.pixels, is_replay)
-            try:
-                said = await self._batcher.submit(
-                    job, deadline=deadline, priority=priority, key=prepared.digest, turn=prepared.turn
-                )
-            except Exception as error:  # noqa: BLE001 - as above
-                said = error
-            else:
-                stage("infer", perf_counter() - started, model=self.model.name, version=self.model.version)
-        return self.finish(image, prepared, said, is_replay=is_replay)
 
     def begin(
         self, prepared: Prepared, hear: Callable[[Logits | Exception], None], *, deadline: float, priority: Priority
@@ -203,16 +199,20 @@ class Classifier:
         job = Job(prepared.pixels)
         return self._batcher.begin(job, hear, deadline=deadline, priority=priority, key=prepared.digest)
 
-    def finish(
-        self, image: bytes | Pixels, prepared: Prepared, said: Logits | Exception, *, is_replay: bool = False
-    ) -> Outcome:
+    def finish(self, image: bytes, prepared: Prepared, said: Logits | Exception) -> Outcome:
         """Return the outcome of what the model said of an image, whatever hangs on it done."""
         if isinstance(said, Exception):
             return self._failed(said)
-        self._keep(prepared.digest, said)
-        answered = Answered(prepared.pixels, said)
+        try:
+            return self._finished(image, prepared, said, is_replay=False)
+        except Exception as error:  # noqa: BLE001 - as in `classify_one`
+            return self._failed(error)
+
+    def _finished(self, image: bytes | Pixels, prepared: Prepared, logits: Logits, *, is_replay: bool) -> Answered:
+        self._keep(prepared.digest, logits)
+        answered = Answered(prepared.pixels, logits)
         if not is_replay:
-            self._spot_check.offer(prepared.pixels, said)
+            self._spot_check.offer(prepared.pixels, logits)
             if self.on_answer is not None and isinstance(image, bytes):
                 self.on_answer(image, answered)
         return answered

@@ -144,11 +144,16 @@ class OnnxEngine:
     def _open(self, options: ort.SessionOptions) -> ort.InferenceSession:
         """Make a session from a file: bytes it would hold as long as it lives."""
         providers: list[Any] = [(CUDA, CUDA_OPTIONS), CPU] if self._device.used == "cuda" else [CPU]
-        assert self._model_bytes is not None, "a number of threads that was not seen before the engine settled"
-        with tempfile.NamedTemporaryFile(suffix=".onnx") as file:
-            file.write(self._model_bytes)
-            file.flush()
-            return self._open_file(file.name, options, providers)
+        if self._model_bytes is None:
+            raise ArtifactError("the engine has settled on other numbers of threads than this one")
+        try:
+            with tempfile.NamedTemporaryFile(suffix=".onnx") as file:
+                file.write(self._model_bytes)
+                file.flush()
+                return self._open_file(file.name, options, providers)
+        except OSError as error:
+            folder = tempfile.gettempdir()
+            raise ArtifactError(f"{folder} has no room for the model while it is opened ({error.strerror})") from None
 
     def _open_file(self, path: str, options: ort.SessionOptions, providers: list[Any]) -> ort.InferenceSession:
         try:

@@ -102,7 +102,7 @@ class Opener:
         certificate = await asyncio.to_thread(self._certify, model)
         _check_clock(model, certificate)
         await asyncio.to_thread(_warm, model, certificate)
-        model.engine.settle()
+        model.settle()
         async with AsyncExitStack() as resources:
             classifier = await self._build(model, certificate, resources, lanes)
             return Opened(classifier, resources.pop_all(), stamp)

@@ -57,6 +57,11 @@ class Model:
         """How many golden images it answered."""
         return len(self.artifact.golden.encoded)
 
+    def settle(self) -> None:
+        """Keep only what is needed to serve it: whatever may run has run once."""
+        self.engine.settle()
+        self.artifact.forget()
+
     def run(self, images: NDArray[np.uint8], threads: int = 1) -> NDArray[np.float32]:
         """Return logits (N, classes) for images (N, height, width, channels). Raises InferenceFailed at NaN and Inf."""
         logits = self.engine.run(images, threads)

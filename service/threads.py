@@ -6,6 +6,7 @@
 import asyncio
 import atexit
 import contextlib
+import functools
 import os
 import sys
 import threading
@@ -31,10 +32,13 @@ class Threads(Generic[Work, Done]):
         self._niceness = niceness
         self._loop = asyncio.get_running_loop()
         self._waiting: SimpleQueue[tuple[Work, asyncio.Future[Done]] | None] = SimpleQueue()
-        for number in range(count):
-            thread = threading.Thread(target=self._work, name=f"{name}_{number}", daemon=True)
-            _RUNNING[thread] = self._waiting
-            thread.start()
+        _end_with_the_interpreter()
+        try:
+            for number in range(count):
+                threading.Thread(target=self._work, name=f"{name}_{number}", daemon=True).start()
+        except RuntimeError:  # the system has no more of them
+            self.shutdown()
+            raise
 
     def run(self, work: Work) -> asyncio.Future[Done]:
         """Return what `do` gives for `work`, or raises, once a thread is free."""
@@ -49,10 +53,12 @@ class Threads(Generic[Work, Done]):
 
     def _work(self) -> None:
         _be_nicer_by(self._niceness)
+        own = threading.current_thread()
+        _RUNNING[own] = self._waiting
         try:
             self._work_on()
         finally:
-            _RUNNING.pop(threading.current_thread())
+            del _RUNNING[own]
 
     def _work_on(self) -> None:
         while (given := self._waiting.get()) is not None:
@@ -75,7 +81,11 @@ def _be_nicer_by(niceness: int) -> None:
             os.setpriority(os.PRIO_PROCESS, own, os.getpriority(os.PRIO_PROCESS, own) + niceness)
 
 
-@atexit.register
+@functools.cache
+def _end_with_the_interpreter() -> None:
+    atexit.register(_end_all)
+
+
 def _end_all() -> None:
     """Let what was not shut down end by itself: in a library's code, the end of the interpreter may crash a thread."""
     running = dict(_RUNNING)

@@ -2,7 +2,7 @@
 
 from contextlib import AbstractContextManager
 from functools import lru_cache
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 from fastapi import Depends, Request
 from starlette.types import Scope
@@ -17,16 +17,20 @@ NO_CERTIFICATE = "none"
 ABOUT_A_MODEL = frozenset({"/predict", "/verify", "/models/{name}"})  # whose answers name it, errors included
 
 
-def certificate_of(classifier: Classifier) -> tuple[str, str]:
-    """Return the digest of the certificate that an answer is given under, and in plain words on what ground.
+class Warrant(NamedTuple):
+    """What an answer is given under: a certificate's digest, and why its bits do not hang on its batch, in words."""
 
-    That is: why an answer's bits do not hang on its batch, by theorem or by measurement. Each is `none` without one.
-    """
+    digest: str = NO_CERTIFICATE
+    ground: str = NO_CERTIFICATE
+
+
+def warrant_of(classifier: Classifier) -> Warrant:
+    """Return what a model's answers are given under, by theorem or by measurement; `none` without a certificate."""
     certificate = classifier.certificate
     if certificate is None or certificate.verdict != "certified":
-        return NO_CERTIFICATE, NO_CERTIFICATE
+        return Warrant()
     ground = "by theorem" if certificate.theorem is not None else "by measurement"
-    return classifier.certificate_digest or NO_CERTIFICATE, ground
+    return Warrant(classifier.certificate_digest or NO_CERTIFICATE, ground)
 
 
 def request_id_of(request: Request) -> str:
@@ -58,13 +62,13 @@ def certificate_headers(scope: Scope) -> list[tuple[bytes, bytes]]:
         return []
     classifier = scope.get("state", {}).get("classifier")
     if classifier is None:
-        return [*_fields(NO_CERTIFICATE, NO_CERTIFICATE)]
-    return [*_fields(*certificate_of(classifier))]
+        return [*_fields(Warrant())]
+    return [*_fields(warrant_of(classifier))]
 
 
 @lru_cache(64)
-def _fields(digest: str, guarantee: str) -> tuple[tuple[bytes, bytes], ...]:
-    told = {CERTIFICATE_HEADER: digest, GUARANTEE_HEADER: guarantee}
+def _fields(warrant: Warrant) -> tuple[tuple[bytes, bytes], ...]:
+    told = {CERTIFICATE_HEADER: warrant.digest, GUARANTEE_HEADER: warrant.ground}
     return tuple((name.lower().encode(), value.encode()) for name, value in told.items())
 
 

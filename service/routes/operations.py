@@ -11,7 +11,7 @@ from service.engine import describe_runtime
 from service.errors import NotReady
 from service.inference import Service
 from service.metrics import CONTENT_TYPE
-from service.routes import NO_CERTIFICATE, ServiceDependency, certificate_of
+from service.routes import NO_CERTIFICATE, ServiceDependency, warrant_of
 from service.schemas import HealthBody
 
 router = APIRouter(tags=["operations"])
@@ -87,7 +87,7 @@ async def info(service: ServiceDependency) -> dict[str, Any]:
 
 def _identity(classifier: Classifier) -> dict[str, Any]:
     model, certificate = classifier.model, classifier.certificate
-    digest, _ = certificate_of(classifier)
+    digest = warrant_of(classifier).digest
     return {
         "version": model.version,
         "form": model.form,

@@ -185,7 +185,10 @@ def test_a_version_that_cannot_be_one_is_refused(word: str):
 
 def test_a_file_that_has_changed_since_it_was_read_is_not_taken_for_it(folder):
     artifact, path = Artifact.load(folder), folder / "model.onnx"
-    path.write_bytes(path.read_bytes() + b"\n")
+    stored = path.read_bytes()
+    path.write_bytes(stored + b"\n")
+    assert artifact.model_bytes == stored, "as long as it is not forgotten"
+    artifact.forget()
 
     with pytest.raises(ArtifactError, match=r"model\.onnx has changed since it was read"):
         _ = artifact.model_bytes

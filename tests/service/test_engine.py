@@ -1,6 +1,8 @@
 """Real sessions: right numbers, the same bits in every batch, and a device that is never chosen in silence."""
 
 import ctypes
+import errno
+import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -152,3 +154,23 @@ def test_an_engine_that_has_settled_runs_as_before_without_its_file():
     for threads, logits in zip((1, 2), before, strict=True):
         assert np.array_equal(engine.run(pixels, threads).view(np.uint32), logits.view(np.uint32))
     assert engine.describe() == facts
+
+
+def test_an_engine_that_has_settled_says_that_it_knows_no_other_number_of_threads():
+    engine = open_engine(TinyModel().model_bytes(), CPU)
+    engine.settle()
+
+    with pytest.raises(ArtifactError, match="settled on other numbers of threads"):
+        engine.run(random_pixels(1), 3)
+
+
+def test_a_full_temporary_folder_is_an_error_that_names_it(monkeypatch, tmp_path):
+    def full(**_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    engine = open_engine(TinyModel().model_bytes(), CPU)
+    monkeypatch.setattr(tempfile, "NamedTemporaryFile", full)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+
+    with pytest.raises(ArtifactError, match=rf"{tmp_path} has no room for the model .*No space left on device"):
+        engine.run(random_pixels(1), 3)

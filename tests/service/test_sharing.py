@@ -170,3 +170,24 @@ def test_pixels_in_decoding_are_bounded_over_all_requests(models):
     assert statuses == [200] * 12
     assert lowest == 1000  # one image of 9,000 pixels at a time
     assert after == 10_000
+
+
+def test_an_answer_that_cannot_be_kept_fails_alone(models):
+    async def scenario():
+        async with service_on(models, cache_answers=8) as (client, _, service):
+            cache, first = service.classifier()._cache, []
+            keep = cache.keep
+
+            def fail_once(digest, logits):
+                if not first:
+                    first.append(digest)
+                    raise ZeroDivisionError("the cache broke")
+                keep(digest, logits)
+
+            cache.keep = fail_once
+            files = [("file", (f"{index}.png", FILES[index])) for index in range(3)]
+            answer = (await client.post("/predict", files=files)).json()
+            await until(lambda: service.classifier()._batcher.admitted == 0, "nobody is let in any more")
+            return ["error" in one for one in answer["predictions"]]
+
+    assert sorted(asyncio.run(asyncio.wait_for(scenario(), 30))) == [False, False, True]
