@@ -241,8 +241,9 @@ class Batcher(Generic[Item, Result]):
         return pending.is_wanted
 
     async def _run(self, batch: list[Pending[Item, Result]]) -> None:
-        if not batch or self._working is None:
+        if not batch:
             return
+        assert self._working is not None
         try:
             done = await self._working.run(batch)
         except Exception as error:  # noqa: BLE001 - whatever the model raises belongs to the batch, not to the lane

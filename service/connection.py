@@ -54,8 +54,7 @@ class Connection(BoundedConnection):
         """Start what these bytes ask for, where they are one request whose head has come before; say whether."""
         known = self._direct.heads.find(data)
         if known is not None:
-            if self._patience is not None:
-                self._stop_waiting()
+            self._stop_waiting()
             self._since, self._has_asked = 0, True
             self._start(*known)
         return known is not None

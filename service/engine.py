@@ -3,6 +3,7 @@
 Every option that can change a bit of the answer is set here, with its reason, and none is left to a default.
 """
 
+import contextlib
 import ctypes
 import hashlib
 import logging
@@ -10,7 +11,7 @@ import re
 import subprocess
 import tempfile
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -146,14 +147,10 @@ class OnnxEngine:
         providers: list[Any] = [(CUDA, CUDA_OPTIONS), CPU] if self._device.used == "cuda" else [CPU]
         if self._model_bytes is None:
             raise ArtifactError("the engine has settled on other numbers of threads than this one")
-        try:
-            with tempfile.NamedTemporaryFile(suffix=".onnx") as file:
-                file.write(self._model_bytes)
-                file.flush()
-                return self._open_file(file.name, options, providers)
-        except OSError as error:
-            folder = tempfile.gettempdir()
-            raise ArtifactError(f"{folder} has no room for the model while it is opened ({error.strerror})") from None
+        with _temporary_files(), tempfile.NamedTemporaryFile(suffix=".onnx") as file:
+            file.write(self._model_bytes)
+            file.flush()
+            return self._open_file(file.name, options, providers)
 
     def _open_file(self, path: str, options: ort.SessionOptions, providers: list[Any]) -> ort.InferenceSession:
         try:
@@ -166,7 +163,7 @@ class OnnxEngine:
 
     def _optimized_graph(self) -> bytes:
         """Return the graph as the runtime rewrote it, which is what really runs."""
-        with tempfile.TemporaryDirectory() as folder:
+        with _temporary_files(), tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "optimized.onnx"
             options = _session_options(self._config, 1)
             options.optimized_model_filepath = str(path)
@@ -175,6 +172,17 @@ class OnnxEngine:
             if self._device.used == "cpu":
                 self._sessions[1] = session
             return path.read_bytes()
+
+
+@contextlib.contextmanager
+def _temporary_files() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        folder = tempfile.tempdir or "the temporary folder"
+        raise ArtifactError(
+            f"{folder} cannot take the model while it is opened ({error.strerror}); make room, or set TMPDIR"
+        ) from None
 
 
 def _plain_convolutions(optimized: bytes) -> tuple[str, ...]:

@@ -5,7 +5,7 @@ histograms, so that several processes' counts add up. docs/operations.md lists t
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal
 
 from prometheus_client import (
@@ -22,7 +22,6 @@ from prometheus_client.multiprocess import MultiProcessCollector
 
 from service.manifest import Manifest
 from service.model_metrics import ModelMetrics, Shelf
-from service.tallies import adder
 
 Merged = Literal["livemax", "livesum"]  # of several workers' gauges: they agree, or they add up
 
@@ -58,7 +57,7 @@ class Metrics:
             "device_info", "Where models run, and what was asked for", ["requested", "used"],
             multiprocess_mode="livemax", **at,
         )  # fmt: skip
-        self._answered: dict[tuple[str, int, str], Callable[[float], None]] = {}
+        self._answered: dict[tuple[str, int, str], Counter] = {}
         self._shelf = Shelf(_instruments_of_models(at), can_forget=worker is None)
 
     def exposition(self) -> bytes:
@@ -73,10 +72,10 @@ class Metrics:
 
     def request(self, route: str, code: int, reason: str = "ok") -> None:
         """Count an answered HTTP request."""
-        add = self._answered.get((route, code, reason))
-        if add is None:  # found once, for the search costs more than the count
-            add = self._answered[route, code, reason] = adder(self._requests.labels(route, str(code), reason))
-        add(1)
+        series = self._answered.get((route, code, reason))
+        if series is None:  # found once, for the search costs more than the count
+            series = self._answered[route, code, reason] = self._requests.labels(route, str(code), reason)
+        series.inc()
 
     def ready(self, is_ready: bool) -> None:  # noqa: FBT001 - a gauge of one bit
         """Record whether the service takes traffic."""

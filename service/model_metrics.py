@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.manifest import Manifest
-from service.tallies import Tally, adder
+from service.tallies import Tally
 
 Stage = Literal["read", "decode", "queue", "infer", "encode"]
 
@@ -54,7 +54,7 @@ class ModelMetrics:
         self._stages = {stage: self._tally("stage_duration_seconds", stage) for stage in STAGES}
         self._dropped = {reason: self._of("dropped", reason) for reason in ("cancelled", "deadline")}
         self._labels = [self._of("predictions", label) for label in manifest.labels] if manifest else []
-        self._outcomes: dict[str, Callable[[float], None]] = {}
+        self._outcomes: dict[str, Any] = {}
         self._until_handed_over = HANDED_OVER_EVERY
         self._requests = {is_ok: self._tally("request_duration_seconds", OUTCOMES[is_ok]) for is_ok in (True, False)}
         self._drift = _Drift(self, manifest) if manifest is not None and manifest.pixels is not None else None
@@ -141,10 +141,10 @@ class ModelMetrics:
 
     def outcome(self, outcome: str) -> None:
         """Count an answered image."""
-        add = self._outcomes.get(outcome)
-        if add is None:  # found once, for the search costs more than the count
-            add = self._outcomes[outcome] = adder(self._of("images", outcome))
-        add(1)
+        series = self._outcomes.get(outcome)
+        if series is None:  # found once, for the search costs more than the count
+            series = self._outcomes[outcome] = self._of("images", outcome)
+        series.inc()
 
     def depth_from(self, admitted: Callable[[], int], waiting: Callable[[], int] = lambda: 0) -> None:
         """Let the gauges of admitted and of waiting images ask whenever they are scraped."""

@@ -5,6 +5,7 @@ encoded bytes ─ header: format, size ─ pixels ─ EXIF turn ─ 8 bits ─ a
 Training, evaluation and serving all decode here, so that a model meets the pixels that it was trained on.
 """
 
+import contextlib
 import io
 import warnings
 from collections.abc import Callable
@@ -133,11 +134,8 @@ def decode(encoded: bytes, spec: Preprocessing, accepted: Accepted = Accepted(),
     """
     plain = read_plain_png(encoded) if len(encoded) <= QUICK_BYTES and "PNG" in accepted.formats else None
     if plain is not None and _is_as_wanted(plain, spec, accepted):
-        try:  # `contextlib.suppress` would take three calls more
-            with hold(plain.width * plain.height):
-                return _as_they_are(Image.frombytes(plain.mode, plain.size, plain.stream, "zip", plain.mode, 0))
-        except ValueError:
-            pass
+        with contextlib.suppress(ValueError), hold(plain.width * plain.height):  # a damaged one is told of below
+            return _as_they_are(Image.frombytes(plain.mode, plain.size, plain.stream, "zip", plain.mode, 0))
     image = _open(encoded, accepted)
     with hold(image.width * image.height):
         return _decoded(image, spec)

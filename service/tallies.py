@@ -31,12 +31,6 @@ class Tally:
             add_all(self._series, amounts)
 
 
-def adder(series: Any) -> Callable[[float], None]:
-    """Return what adds to a counter's series: `series.inc` asks each time first whether it has its labels."""
-    add: Callable[[float], None] = series._value.inc  # noqa: SLF001 - as below
-    return add
-
-
 def add_all(series: Any, amounts: list[float]) -> None:
     """Do what `series.observe` does with each of the amounts, and sort them; the library has no call for several."""
     amounts.sort()

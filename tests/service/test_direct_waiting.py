@@ -62,6 +62,16 @@ class Side:
         self.direct.take(self.direct.heads.read(b"POST", b"/predict", fields), content, exchange, caller)
         return exchange
 
+    async def ask_twice(self) -> tuple[Caller, Caller, Exchange]:
+        """Ask for one image, which runs until the gate opens, and for another, which waits; return the latter's too."""
+        self.engine.close_gate()
+        first, second = Caller(), Caller()
+        self.ask(FILES[0], first)
+        await until(self.engine.entered.is_set, "the first image runs")
+        waiting = self.ask(FILES[1], second)
+        await until(lambda: self.depth == 1, "the second waits")
+        return first, second, waiting
+
     @property
     def held(self) -> tuple[int, int]:
         return self.service.deployment().opened()._holders, self.service.classifier()._batcher.admitted
@@ -110,12 +120,7 @@ def test_who_leaves_while_the_model_runs_is_counted_and_told_nothing(models):
 def test_who_leaves_the_queue_is_not_run(models):
     async def scenario():
         async with direct_side(models) as side:
-            side.engine.close_gate()
-            first, second = Caller(), Caller()
-            side.ask(FILES[0], first)
-            await until(side.engine.entered.is_set, "the first image runs")
-            leaving = side.ask(FILES[1], second)
-            await until(lambda: side.depth == 1, "the second waits")
+            first, second, leaving = await side.ask_twice()
             leaving.leave()
             await asyncio.gather(*second.serving)
             counted = side.dropped(), side.depth
@@ -207,12 +212,7 @@ def test_who_leaves_lets_go_of_all_he_held_even_where_an_observer_breaks(models)
 
     async def scenario():
         async with direct_side(models) as side:
-            side.engine.close_gate()
-            first, second = Caller(), Caller()
-            side.ask(FILES[0], first)
-            await until(side.engine.entered.is_set, "the first image runs")
-            leaving = side.ask(FILES[1], second)
-            await until(lambda: side.depth == 1, "the second waits")
+            first, second, leaving = await side.ask_twice()
             side.service.classifier().metrics.dropped = broken
             with pytest.raises(ZeroDivisionError):
                 leaving.leave()
