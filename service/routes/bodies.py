@@ -32,10 +32,11 @@ MOST_RECEIPT_BYTES = (
 
 @dataclass(frozen=True, slots=True)
 class Upload:
-    """One image as it was sent."""
+    """One image as it was sent; `fault` where its bytes could not be had of what was sent, which are empty then."""
 
     filename: str | None
     encoded: bytes
+    fault: MalformedRequest | None = None
 
 
 @lru_cache(TYPES_KEPT)
@@ -192,17 +193,18 @@ def _parse_json(body: bytes) -> list[Upload]:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "the body"
         raise MalformedRequest(f'{where}: {first["msg"]}; expected {{"images": ["<base64>", …]}}') from None
-    return [Upload(None, _from_base64(image, index)) for index, image in enumerate(images)]
+    return [_from_base64(image, index) for index, image in enumerate(images)]
 
 
-def _from_base64(text: str, index: int) -> bytes:
+def _from_base64(text: str, index: int) -> Upload:
     _, _, text = text.rpartition(",") if text.startswith("data:") else ("", "", text)  # RFC 2397, as browsers write it
     try:
-        return base64.b64decode(text, validate=True)
+        return Upload(None, base64.b64decode(text, validate=True))
     except (binascii.Error, ValueError):
-        raise MalformedRequest(
+        fault = MalformedRequest(
             f"images.{index} is not base64 (RFC 4648, section 4): no line breaks, + and / and not - and _, = to the end"
-        ) from None
+        )
+        return Upload(None, b"", fault)
 
 
 async def _once(body: bytes) -> AsyncGenerator[bytes, None]:

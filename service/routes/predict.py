@@ -56,9 +56,10 @@ async def predict(request: Request, query: Annotated[PredictQuery, Query()], ser
             uploads = await read_uploads(request, service.settings, terms.deadline)
             held.correct(sum(len(upload.encoded) for upload in uploads))
             _observe(classifier, "read", started)
-            encoded = [upload.encoded for upload in uploads]
+            encoded = [upload.encoded for upload in uploads if upload.fault is None]
             work = classifier.classify(encoded, deadline=terms.deadline, priority=terms.priority)
-            outcomes = await while_connected(request, work)
+            found = iter(await while_connected(request, work))
+    outcomes = [upload.fault or next(found) for upload in uploads]
     names = [upload.filename for upload in uploads]
     held_tags = request.headers.get("if-none-match", "")
     content, fields = write_answer(classifier, service, query, names, outcomes, held_tags)

@@ -172,6 +172,14 @@ def test_when_every_image_is_bad_the_status_is_their_common_one_or_422(ask, cont
     assert [one["status"] for one in response.json()["errors"]] == statuses
 
 
+@pytest.mark.parametrize("second, status, statuses", [("?", 400, [400, 400]), ("", 422, [400, 415])])
+def test_images_that_are_no_base64_count_among_the_bad_ones(ask, second, status, statuses):
+    response = ask("POST", "/predict", json={"images": ["not base64!", second]})
+
+    assert response.status_code == status
+    assert [one["status"] for one in response.json()["errors"]] == statuses
+
+
 def test_more_images_than_the_limit_are_too_large(ask):
     for request in (
         {"json": {"images": [base64_of(IMAGE)] * 9}},
@@ -226,3 +234,14 @@ def test_an_empty_image_among_good_ones_is_only_its_own_error(ask):
     assert answer[0]["label"]
     assert answer[1]["error"]["status"] == 415
     assert "no bytes" in answer[1]["error"]["detail"]
+
+
+@pytest.mark.parametrize("broken", ["not base64!", "abc", "data:image/png;base64,?"])
+def test_an_image_that_is_no_base64_among_good_ones_is_only_its_own_error(ask, expected, broken):
+    images = [base64_of(FILES[0]), broken, base64_of(FILES[2])]
+    good, bad, also_good = predictions(ask("POST", "/predict?logits=true", json={"images": images}))
+
+    assert (bits(good), bits(also_good)) == (bits(expected[0]), bits(expected[2]))
+    assert set(bad) == {"filename", "error"}
+    assert (bad["error"]["status"], bad["error"]["type"]) == (400, PROBLEM_TYPE + "malformed-request")
+    assert "images.1 is not base64" in bad["error"]["detail"]
