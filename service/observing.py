@@ -135,7 +135,8 @@ def _never(_: int) -> bool:
 
 def route_of(scope: Scope) -> str:
     """Return the route's pattern, never the path that was sent, which may hold anything."""
-    return str(getattr(scope.get("route"), "path", UNMATCHED))
+    path = getattr(scope.get("route"), "path", None) or scope.get("root_path")  # below which files are mounted
+    return str(path or UNMATCHED)
 
 
 def given_names(headers: list[tuple[bytes, bytes]]) -> tuple[str | None, str | None]:

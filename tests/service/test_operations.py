@@ -100,7 +100,8 @@ def test_metrics_count_what_was_asked(models):
         ask("POST", "/predict", content=IMAGE)
         ask("POST", "/predict", content=b"hello")
         ask("POST", "/predict", files=[("file", ("a.png", IMAGE)), ("file", ("b.txt", b"hello"))])
-        ask("GET", "/nowhere")
+        for path in ("/nowhere", "/page/page.js", "/page/nowhere"):
+            ask("GET", path)
         response = ask("GET", "/metrics")
 
     text = response.text
@@ -108,6 +109,8 @@ def test_metrics_count_what_was_asked(models):
     assert metric(text, "foldserve_http_requests_total", route="/predict", code="200") == 2
     assert metric(text, "foldserve_http_requests_total", route="/predict", code="415") == 1
     assert metric(text, "foldserve_http_requests_total", route="unmatched", code="404") == 1
+    for code in ("200", "404"):
+        assert metric(text, "foldserve_http_requests_total", route="/page", code=code) == 1
     assert metric(text, "foldserve_images_total", model="tiny", outcome="ok") == 2
     assert metric(text, "foldserve_images_total", model="tiny", outcome="unsupported-format") == 2
     assert metric(text, "foldserve_batch_size_sum", model="tiny") == 2
