@@ -3,7 +3,7 @@
 import argparse
 import sys
 import traceback
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from foldserve import __version__, keys, predict
 from service import commands as serving
@@ -18,13 +18,18 @@ RUNTIME = "onnxruntime"
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse that suggests the nearest flag."""
+    """argparse that takes whole flags only, and suggests the nearest one."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options, allow_abbrev=False)  # --api-key KEY would be --api-key-file KEY
 
     def error(self, message: str) -> NoReturn:
         """Print one line and exit with 2."""
         prefix = "unrecognized arguments: "
         if message.startswith(prefix):
             word = message.removeprefix(prefix).split()[0].partition("=")[0]
+            if word.startswith("-"):  # what follows may be a secret, and output is often kept
+                message = f"{prefix}{word}"
             message += nearest(word, sorted(_flags_of(self)))
         self.exit(WRONG_USAGE, f"{self.prog}: {message}\nTry: {self.prog} --help\n")
 

@@ -83,6 +83,14 @@ def test_an_unknown_flag_is_told_with_the_nearest_name(words, hint):
     assert f"did you mean {hint}" in complaint(run(*words), 2)
 
 
+@pytest.mark.parametrize("words", [["--api-key", "hush"], ["--api-key=hush"]])
+def test_a_key_that_is_given_as_a_flag_is_neither_taken_nor_repeated(words):
+    line = complaint(run("predict", "a.png", "--url", "http://localhost:1", *words), 2)
+
+    assert "did you mean --api-key-file" in line
+    assert "hush" not in line
+
+
 @pytest.mark.parametrize(
     "flags",
     [["--port", "70000"], ["--port", "http"], ["--max-batch-size", "0"], ["--formats", "JPGE"], ["--device", "tpu"]],
