@@ -17,7 +17,9 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
+from service.artifact import MANIFEST_KEY, read_manifest
 from service.engine import choose_device, open_engine
+from service.errors import ArtifactError
 from service.independence.proof import prove
 from service.manifest import Manifest, NormRecord
 from service.preprocessing import Preprocessing
@@ -110,9 +112,10 @@ def import_model(order: Order, models: Path, *, say: Callable[[str], None] = pri
         raise UsageError(f"{order.path} is not an ONNX file; {instead}")
     model = load_onnx(order.path)
     subject = onnx_subject(order.path, settle(model))
-    taken = take(model, order.wishes, say)
+    own = _own_manifest(order.path, model, say)
+    taken = take(model, order.wishes, say, own)
     warnings = _inspected(subject, say)
-    labels = read_labels(order.labels, taken.interface.classes)
+    labels = own.labels if own and not order.labels else read_labels(order.labels, taken.interface.classes)
     evidence = gather(taken, order.data, say)
     facts = _facts(order, model, taken, evidence, warnings)
     feeds = {taken.interface.input_name: inputs_for(evidence.images[:MEASURED], taken.interface, taken.spec)}
@@ -124,6 +127,9 @@ def import_model(order: Order, models: Path, *, say: Callable[[str], None] = pri
     if folded.report.end_to_end is not None:
         say(card.fold_error_line(folded.report.end_to_end))
     manifest = _manifest(order.name, labels, taken, facts, subject)
+    if own is not None:
+        pixels = own.pixels if own.preprocessing == taken.spec else None
+        manifest = manifest.model_copy(update={"pixels": pixels, "licence": own.licence})
     account = {"folds": folded.report.folds, "kept": folded.report.kept, "fold_error": folded.report.end_to_end}
     manifest = manifest.model_copy(update=account)
     model = with_entry(folded.model, taken.interface, taken.spec)
@@ -132,14 +138,32 @@ def import_model(order: Order, models: Path, *, say: Callable[[str], None] = pri
     return deliver(model, manifest, evidence, models, exact=order.exact, material=material, say=say)
 
 
-def take(model: onnx.ModelProto, wishes: Wishes, say: Callable[[str], None]) -> Taken:
-    """Rewrite a foreign classifier to the contract, unfolded; the model itself is left alone."""
+def _own_manifest(path: Path, model: onnx.ModelProto, say: Callable[[str], None]) -> Manifest | None:
+    """Return what a file says of its labels and pixels that is a model of foldserve already, or None."""
+    if all(entry.key != MANIFEST_KEY for entry in model.metadata_props):
+        return None
+    try:
+        own = read_manifest(path, path.read_bytes())
+    except ArtifactError as error:
+        say(f"warning  what the file says of itself is not believed: {error}")
+        return None
+    say("note     the file is a model of foldserve: what no flag says, labels and preprocessing, it says itself")
+    return own
+
+
+def take(model: onnx.ModelProto, wishes: Wishes, say: Callable[[str], None], own: Manifest | None = None) -> Taken:
+    """Rewrite a foreign classifier to the contract, unfolded; the model itself is left alone.
+
+    `own` is the manifest of one that kept the contract before.
+    """
     refuse_unknown(model)
     original = in_float32(with_output_shapes(copy_of(model)))
     interface = read_interface(with_output_shapes(model))
     if not interface.takes_bytes and (scaling := scales_itself(original, interface)) is not None:
         wishes = _for_bytes(wishes, scaling, say)
     spec, notes = choose(wishes, interface.channels, interface.size)
+    if own is not None and wishes == Wishes():
+        spec = own.preprocessing
     for note in notes if not interface.takes_bytes else ():
         say(f"note     {note}")
     core = settle(original)

@@ -12,7 +12,7 @@ from onnx import TensorProto, helper
 from PIL import Image
 
 from foldserve.cli import main
-from service.artifact import Artifact
+from service.artifact import MANIFEST_KEY, Artifact, read_manifest
 from service.engine import choose_device, open_engine
 from service.independence.proof import prove
 from service.preprocessing import decode
@@ -286,6 +286,42 @@ def test_labels_come_by_line_or_as_json(tmp_path: Path, models: Path, content: s
     path.write_text(content)
     exported = import_model(Order(Graph().write(tmp_path), "it", labels=path), models, say=hush)
     assert exported.manifest.labels == ("cat", "dog", "owl", "fox")
+
+
+def own_model(tmp_path: Path, change: dict[str, object]) -> Path:
+    """Write a model of foldserve whose manifest says other things than any default."""
+    exported = import_model(Order(Graph().write(tmp_path), "own"), tmp_path / "before", say=hush)
+    manifest = exported.manifest.model_dump(mode="json")
+    manifest["preprocessing"] |= {"resize": "shorter_side", "resize_to": SIDE + 4, "mean": [0.2, 0.3, 0.4]}
+    manifest |= {"labels": ["cat", "dog", "owl", "fox"], "licence": "of the photographs"}
+    manifest |= {"pixels": {"mean": [0.2, 0.3, 0.4], "std": [0.1, 0.1, 0.1]}, **change}
+    model = onnx.load(exported.folder / "model.onnx")
+    (entry,) = (entry for entry in model.metadata_props if entry.key == MANIFEST_KEY)
+    entry.value = json.dumps(manifest)
+    onnx.save(model, tmp_path / "own.onnx")
+    return tmp_path / "own.onnx"
+
+
+def test_a_model_of_our_own_brings_along_what_no_flag_says(tmp_path: Path, models: Path):
+    path = own_model(tmp_path, {})
+    (tmp_path / "labels.txt").write_text("a\nb\nc\nd\n")
+    wanted = read_manifest(path, path.read_bytes())
+    same = import_model(Order(path, "it"), models, say=hush).manifest
+    named = import_model(Order(path, "it", labels=tmp_path / "labels.txt"), models, say=hush).manifest
+    sized = import_model(Order(path, "it", Wishes(size=SIDE)), models, say=hush).manifest
+
+    for found in (same, named):
+        assert found.preprocessing == wanted.preprocessing
+        assert (found.licence, found.pixels) == ("of the photographs", wanted.pixels)
+    assert (same.labels, named.labels) == (("cat", "dog", "owl", "fox"), ("a", "b", "c", "d"))
+    assert (sized.preprocessing.resize, sized.pixels) == ("exact", None), "statistics are of other pixels now"
+
+
+def test_what_a_damaged_file_says_of_itself_is_not_believed(tmp_path: Path, models: Path):
+    said: list[str] = []
+    found = import_model(Order(own_model(tmp_path, {"labels": "cat"}), "it"), models, say=said.append).manifest
+    assert found.labels == ("0", "1", "2", "3")
+    assert any(line.startswith("warning") and "manifest entry labels" in line for line in said)
 
 
 def test_a_model_that_sees_a_centre_crop_is_imported_with_golden_images(tmp_path: Path, models: Path, photos: Path):
