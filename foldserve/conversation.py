@@ -37,9 +37,9 @@ class RequestRefused(FoldserveError):
 
     @property
     def is_about_the_image(self) -> bool:
-        """True where another image may well be answered: also after a 500, if the model failed on this one alone."""
+        """True where another image may well be answered: also one that was slow, late, or failed alone."""
         failed_alone = str(self.problem.get("type", "")).endswith(":inference-failed")
-        return self.status in {413, 415, 422} or failed_alone
+        return self.status in {408, 413, 415, 422, 504} or failed_alone
 
 
 @dataclass(frozen=True, slots=True)

@@ -251,15 +251,24 @@ def test_an_image_without_bytes_is_refused_by_itself_and_never_sent():
     assert len(script.asked) == 2
 
 
-@pytest.mark.parametrize(("kind", "is_own"), [("inference-failed", True), ("internal", False)])
-def test_a_model_that_fails_on_one_image_alone_ends_nothing(kind, is_own):
-    document = {"type": f"urn:foldserve:problem:{kind}", "status": 500, "detail": "it failed"}
-    script = Script((500, {}, document), (200, {}, {"echo": "2"}))
+@pytest.mark.parametrize(
+    ("status", "kind", "is_own"),
+    [
+        (500, "inference-failed", True),
+        (504, "deadline-exceeded", True),
+        (408, "body-too-slow", True),
+        (500, "internal", False),
+        (404, "model-not-found", False),
+    ],
+)
+def test_an_image_that_fails_alone_or_is_late_ends_nothing(status, kind, is_own):
+    document = {"type": f"urn:foldserve:problem:{kind}", "status": status, "detail": "it failed"}
+    script = Script((status, {}, document), (200, {}, {"echo": "2"}))
     with scripted(script) as url, Client(url) as client:
         answers = client.predict_many([b"1", b"2"], concurrency=1)
         if is_own:
             failed, answered = answers
-            assert (failed.status, answered) == (500, {"echo": "2"})
+            assert (failed.status, answered) == (status, {"echo": "2"})
         else:
             with pytest.raises(RequestRefused, match="it failed"):
                 list(answers)
