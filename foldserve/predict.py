@@ -5,6 +5,7 @@ import csv
 import json
 import sys
 from collections.abc import Iterable
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -82,8 +83,12 @@ def _is_unicode(text: str) -> bool:
 
 
 def _write_csv(path: Path, source: Iterable[Labelled], count: int) -> int:
-    """Write a row as each answer comes, so that what is done survives an interruption; return how many failed."""
-    failed = 0
+    """Write a row as each answer comes, so that what is done survives an interruption; return how many failed.
+
+    A file that is there already is left alone until the first answer is: without one there is nothing to replace it.
+    """
+    answers, failed = iter(source), 0
+    first = list(islice(answers, 1))
     try:
         file = path.open("w", newline="", encoding="utf-8", errors="surrogateescape")  # a name keeps its own bytes
     except OSError as error:
@@ -92,7 +97,7 @@ def _write_csv(path: Path, source: Iterable[Labelled], count: int) -> int:
         rows = csv.DictWriter(file, COLUMNS, extrasaction="ignore")
         rows.writeheader()
         show = progress_bar(count)
-        for done, one in enumerate(source, 1):
+        for done, one in enumerate(chain(first, answers), 1):
             problem = one.prediction.get("error")
             rows.writerow({**one.head, **one.prediction, "error": problem["detail"] if problem else ""})
             failed += problem is not None

@@ -261,6 +261,15 @@ def test_a_folder_is_labelled_into_a_table_with_a_row_for_each_image(images, mod
     assert len({(row["label"], row["score"], row["model"], row["version"]) for row in rows[1:]}) == 1
 
 
+@pytest.mark.parametrize("where", [["--url", "http://127.0.0.1:1"], ["--model", "dog"]], ids=["no server", "no model"])
+def test_a_table_that_is_there_stays_where_nothing_is_answered(images, models, where):
+    (images / "out.csv").write_text("of yesterday")
+
+    complaint(run("predict", "one.png", "--models", models, *where, "--csv", "out.csv", cwd=images), 1)
+
+    assert (images / "out.csv").read_text() == "of yesterday"
+
+
 @pytest.mark.parametrize("is_asked", [True, False])
 def test_a_file_that_cannot_be_read_or_has_an_odd_name_ends_nothing(images, models, server, tmp_path, is_asked):
     folder = tmp_path / "photos"
