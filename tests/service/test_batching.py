@@ -147,10 +147,11 @@ def test_an_item_whose_deadline_has_passed_is_dropped_before_it_costs_a_run():
     async def scenario():
         async with batcher_of(model, journal) as batcher:
             busy = await occupy(batcher, model)
-            (late,) = await queue_up(batcher, [1], within_s=0.05)
-            (patient,) = await queue_up(batcher, [2])
+            late = asyncio.create_task(submit(batcher, 1, within_s=0.05))
+            patient = asyncio.create_task(submit(batcher, 2))
             with pytest.raises(DeadlineExceeded):
                 await late
+            await until(lambda: batcher.depth == 1, "only the other waits")
             model.gate.set()
             assert await asyncio.gather(*busy, patient) == [2000, 4]
 

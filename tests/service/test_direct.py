@@ -329,23 +329,23 @@ def test_heads_are_known_by_all_their_bytes_and_as_few_are_kept_as_is_said(clien
 
 def test_a_kept_connection_is_closed_once_it_has_been_idle_and_not_while_requests_come(models):
     async def scenario():
-        async with listening(models, Engines(), keep_alive_s=0.5) as (address, _):
+        async with listening(models, Engines(), keep_alive_s=2) as (address, _):
             reader, writer = await asyncio.open_connection(*address)
             loop = asyncio.get_running_loop()
             started, statuses = loop.time(), []
-            while loop.time() < started + 1.2:
+            while loop.time() < started + 3:
+                asked = loop.time()
                 writer.write(request(FILES[0]))
                 statuses.append((await answer(reader))[0])
                 await asyncio.sleep(0.1)
-            last = loop.time()
             assert await asyncio.wait_for(reader.read(), 10) == b""
             writer.close()
-            return statuses, loop.time() - last
+            return statuses, loop.time() - asked  # not since the sleep, which a busy machine makes longer
 
-    statuses, idle_s = run(scenario())
+    statuses, closed_after_s = run(scenario())
 
     assert set(statuses) == {200}
-    assert idle_s > 0.3
+    assert closed_after_s > 1.9
 
 
 class Leaver:
