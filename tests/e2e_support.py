@@ -1,6 +1,8 @@
 """What tests of real processes share: one request, a load of many clients with their own tally, and the counters."""
 
+import os
 import re
+import signal
 import subprocess
 import sys
 import threading
@@ -20,6 +22,11 @@ IMAGE = IMAGES[0]
 PLAIN = ("--models", str(DEMO), "--workers", "2", "--no-share-identical", "--grace-s", "0")
 
 
+def get(url: str, **options) -> httpx.Response:
+    """Ask as `httpx.get` does, but wait as long for an answer as a busy machine may take."""
+    return httpx.get(url, **{"timeout": 30, **options})
+
+
 def post(url: str, content: bytes, **options) -> httpx.Response:
     return httpx.post(f"{url}/predict", content=content, **{"timeout": 30, **options})
 
@@ -27,7 +34,7 @@ def post(url: str, content: bytes, **options) -> httpx.Response:
 def counted(url: str, metric: str = "foldserve_http_requests_total", **labels: str) -> float:
     """Return the sum of a counter's series that carry these labels."""
     total = 0.0
-    for line in httpx.get(f"{url}/metrics", timeout=30).text.splitlines():
+    for line in get(f"{url}/metrics").text.splitlines():
         found = re.fullmatch(rf"{metric}(?:{{(.*)}})? (\S+)", line)
         if found and all(f'{name}="{value}"' in (found[1] or "") for name, value in labels.items()):
             total += float(found[2])
@@ -90,6 +97,26 @@ def workers_of(server) -> list[int]:
     """Return the process ids of a supervisor's workers, in the order in which they were started."""
     pid = server.process.pid
     return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def ready_workers(server) -> int:
+    return get(f"{server.url}/info").json()["workers"]["ready"]
+
+
+def wait_until_replaced(server, dead: int) -> None:
+    """Wait until a pair that lost a worker is two again, which all of it know.
+
+    Until its death is told, the other one says that two are ready; a successor is started only after that.
+    """
+    wait_for(lambda: dead not in (now := workers_of(server)) and len(now) == 2, "its successor starts", within_s=30)
+    wait_for(lambda: ready_workers(server) == 2, "the worker is replaced", within_s=30)
+
+
+def replace_a_worker(server) -> None:
+    """Kill the older worker of a pair and wait until it is replaced."""
+    killed = workers_of(server)[0]
+    os.kill(killed, signal.SIGKILL)
+    wait_until_replaced(server, killed)
 
 
 def add_key(path: Path, role: str = "admin", name: str = "tests") -> str:

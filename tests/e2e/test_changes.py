@@ -13,7 +13,7 @@ from contextlib import contextmanager
 import httpx
 import numpy as np
 import pytest
-from e2e_support import add_key, counted, post, remove_key, wait_for, workers_of
+from e2e_support import add_key, counted, post, remove_key, replace_a_worker, wait_for, workers_of
 from PIL import Image
 from storm import Client, head, storm
 from support import TinyModel, encode
@@ -79,8 +79,7 @@ def test_a_worker_that_is_replaced_serves_what_the_others_serve_not_what_the_dis
     server = start("--models", str(models), "--workers", "2", "--grace-s", "0")
     folder = TinyModel(seed=2).write(models, 2)
     (folder / "model.onnx").write_bytes(b"damaged")
-    os.kill(workers_of(server)[0], signal.SIGKILL)
-    wait_for(lambda: httpx.get(f"{server.url}/info").json()["workers"]["ready"] == 2, "the worker is replaced")
+    replace_a_worker(server)
 
     image = TinyModel().golden().encoded[0]
     assert {post(server.url, image).json()["version"] for _ in range(6)} == {1}
@@ -147,10 +146,7 @@ def test_a_version_that_was_changed_in_place_is_one_file_in_every_worker_after_o
     shutil.rmtree(models / "tiny" / "1")
     TinyModel(seed=2).write(models, 1)
     untouched = digests()
-    killed = workers_of(server)[0]
-    os.kill(killed, signal.SIGKILL)
-    wait_for(lambda: killed not in workers_of(server), "its death is noticed")
-    wait_for(lambda: httpx.get(f"{server.url}/info").json()["workers"]["ready"] == 2, "the worker is replaced")
+    replace_a_worker(server)
     after = digests()
 
     assert (len(before), untouched, len(after)) == (1, before, 1)
@@ -176,6 +172,7 @@ def test_a_version_that_appears_while_the_worker_that_watches_is_gone_is_loaded_
 
 def test_why_a_load_failed_is_told_by_every_worker_and_those_to_come_until_it_succeeds(start, models, tmp_path):
     headers = {"x-api-key": add_key(tmp_path / "keys")}
+    models = shutil.copytree(models, tmp_path / "models")
     serving = models / "tiny" / "serving.json"
     server = start(
         "--models", str(models), "--workers", "2", "--api-keys-file", str(tmp_path / "keys"), "--grace-s", "0"
@@ -189,17 +186,13 @@ def test_why_a_load_failed_is_told_by_every_worker_and_those_to_come_until_it_su
         with one_connection_to_each(server) as clients:
             return [client.post("/v2/repository/index", headers=headers).json()[0]["reason"] for client in clients]
 
-    def replace_a_worker() -> None:
-        os.kill(workers_of(server)[0], signal.SIGKILL)
-        wait_for(lambda: httpx.get(f"{server.url}/info").json()["workers"]["ready"] == 2, "the worker is replaced")
-
     assert load('{"stable": 7}') == 409
     failed = reasons()
-    replace_a_worker()
+    replace_a_worker(server)
     still_failed = reasons()
     assert load("{}") == 200
     mended = reasons()
-    replace_a_worker()
+    replace_a_worker(server)
 
     assert all("version 7 is not there" in one for one in failed + still_failed)
     assert mended == reasons() == ["", ""]
@@ -247,7 +240,6 @@ def test_a_model_that_one_worker_found_unsound_is_degraded_in_every_worker_and_i
         assert not any(map(degraded, clients))
         assert clients[0].post("/predict", content=black).status_code == 200
         wait_for(lambda: all(map(degraded, clients)), "both are degraded")
-    os.kill(workers_of(server)[0], signal.SIGKILL)
-    wait_for(lambda: httpx.get(f"{server.url}/info").json()["workers"]["ready"] == 2, "the worker is replaced")
+    replace_a_worker(server)
     with one_connection_to_each(server) as clients:
         assert all(map(degraded, clients))
