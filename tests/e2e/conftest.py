@@ -10,9 +10,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import httpx
 import pytest
 from containers import Compose, Docker, engine
+from e2e_support import get
 
 STARTS_WITHIN_S = 30.0
 ENDS_WITHIN_S = 30.0
@@ -34,7 +34,7 @@ class Server:
         self.url = found[1]
 
     def wait_until_ready(self) -> None:
-        self.poll(lambda: httpx.get(f"{self.url}/readyz").status_code == 200, "it is ready")
+        self.poll(lambda: get(f"{self.url}/readyz").status_code == 200, "it is ready")
 
     def poll(self, condition: Callable[[], bool], what: str, within_s: float = STARTS_WITHIN_S) -> None:
         deadline = time.monotonic() + within_s

@@ -17,7 +17,7 @@ from typing import Any
 import httpx
 import pytest
 from containers import ROOT, Compose, Docker, open_to_all
-from e2e_support import wait_for
+from e2e_support import get, wait_for
 from support import TinyModel, encode, photo
 
 pytestmark = [pytest.mark.e2e, pytest.mark.compose, pytest.mark.timeout(900)]
@@ -87,7 +87,7 @@ def test_replicas_answer_with_equal_bits_and_equal_answer_digests(fleet):
 
     assert [models, answer] == second
     assert models["mnist"]["answer_digest"]
-    body = httpx.post(f"{fleet.url}/predict?logits=true", content=SEVEN.read_bytes()).json()
+    body = httpx.post(f"{fleet.url}/predict?logits=true", content=SEVEN.read_bytes(), timeout=30).json()
     assert body == answer
     assert body["predictions"][0]["label"] == "7"
 
@@ -165,7 +165,7 @@ def test_no_series_of_the_dashboard_or_the_rules_is_unknown_to_the_service(fleet
     assert len(rules) == 8
     assert all(ask("query", query=query) is not None for query in rules)
     named = set(SERIES.findall(" ".join(queries + rules)))
-    told = httpx.get(f"{fleet.url}/metrics").text
+    told = get(f"{fleet.url}/metrics").text
     assert {name for name in named if name not in known and name not in told} <= EMPTY_UNTIL_IT_HAPPENS
 
 
@@ -228,7 +228,7 @@ def _prometheus(fleet: Fleet) -> Callable[..., Any]:
     url = fleet.compose.url("prometheus", 9090)
 
     def ask(call: str, **query: str) -> Any:
-        answer = httpx.get(f"{url}/api/v1/{call}", params=query).json()
+        answer = get(f"{url}/api/v1/{call}", params=query).json()
         assert answer["status"] == "success", answer
         return answer["data"]
 

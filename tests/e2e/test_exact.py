@@ -6,6 +6,7 @@ import sys
 
 import httpx
 import pytest
+from e2e_support import get, post
 from exact_recipes import make
 from exact_service import RECIPE, write_exact
 from PIL import Image
@@ -48,29 +49,28 @@ def repository(tmp_path_factory):
 
 def predictions(server, files=FILES) -> list[dict]:
     parts = [("file", ("x.png", one)) for one in files]
-    answer = httpx.post(f"{server.url}/predict", params={"receipt": "true", "logits": "true"}, files=parts)
+    answer = httpx.post(f"{server.url}/predict", params={"receipt": "true", "logits": "true"}, files=parts, timeout=30)
     assert answer.status_code == 200, answer.text
     return answer.json()["predictions"]
 
 
 def certificate_of(server) -> dict:
-    return httpx.get(f"{server.url}/models/exact").json()["certificate"]
+    return get(f"{server.url}/models/exact").json()["certificate"]
 
 
 def verify(server, receipt: dict, image: bytes) -> httpx.Response:
-    return httpx.post(f"{server.url}/verify", data={"receipt": json.dumps(receipt)}, files={"file": ("x", image)})
+    return httpx.post(
+        f"{server.url}/verify", data={"receipt": json.dumps(receipt)}, files={"file": ("x", image)}, timeout=30
+    )
 
 
 def test_the_exact_form_is_served_and_certified_by_theorem(start, repository):
     server = start("--models", str(repository), "--form", "exact")
-    answer = httpx.post(f"{server.url}/predict", content=FILES[0])
+    answer = post(server.url, FILES[0])
     certificate = certificate_of(server)
 
     assert answer.json()["form"] == "exact"
-    assert (
-        answer.headers["foldserve-certificate"]
-        == httpx.get(f"{server.url}/info").json()["models"]["exact"]["certificate"]
-    )
+    assert answer.headers["foldserve-certificate"] == get(f"{server.url}/info").json()["models"]["exact"]["certificate"]
     assert (certificate["verdict"], certificate["form"]) == ("certified", "exact")
     assert "by theorem" in certificate["reason"]
     assert "by theorem" in certificate["theorem"]["statement"]
@@ -122,7 +122,7 @@ def test_a_receipt_of_one_form_is_not_comparable_with_the_other(start, repositor
 
 def test_auto_says_what_it_measured_and_serves_the_one_that_it_names(start, repository):
     server = start("--models", str(repository))
-    served = httpx.get(f"{server.url}/models/exact").json()["form"]
+    served = get(f"{server.url}/models/exact").json()["form"]
 
     assert f"serving the {served} form" in server.said()
     assert predictions(server, FILES[:1])[0]["receipt"]["form"] == served

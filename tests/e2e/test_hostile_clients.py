@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import httpx
 import numpy as np
 import pytest
+from e2e_support import post
 from PIL import Image
 from support import black_png, encode, photo, png, png_chunk, random_pixels
 
@@ -30,7 +31,7 @@ def fifty_mebibytes():
 def test_a_body_over_the_limit_is_stopped_and_the_client_reads_the_answer(server, announced):
     headers = {"content-length": str(50 * 2**20)} if announced else {}
 
-    response = httpx.post(f"{server.url}/predict", content=fifty_mebibytes(), headers=headers)
+    response = post(server.url, fifty_mebibytes(), headers=headers)
 
     assert response.status_code == 413
     assert response.json()["type"] == "urn:foldserve:problem:too-large"
@@ -43,7 +44,7 @@ def test_a_body_over_the_limit_is_stopped_and_the_client_reads_the_answer(server
 def test_a_request_refused_by_its_head_is_answered_though_its_body_still_comes(server, query, media_type, status):
     headers = {"content-type": media_type, "content-length": str(50 * 2**20)}
 
-    response = httpx.post(f"{server.url}/predict{query}", content=fifty_mebibytes(), headers=headers)
+    response = httpx.post(f"{server.url}/predict{query}", content=fifty_mebibytes(), headers=headers, timeout=30)
 
     assert response.status_code == status
 
@@ -66,7 +67,7 @@ def test_a_client_that_hangs_up_half_way_does_no_harm(server):
         with socket.create_connection((address.host, address.port), timeout=20) as connection:
             connection.sendall(b"POST /predict HTTP/1.1\r\nHost: test\r\nContent-Length: 100\r\n\r\nabc")
 
-    assert httpx.post(f"{server.url}/predict", content=IMAGE).status_code == 200
+    assert post(server.url, IMAGE).status_code == 200
     assert "Traceback" not in server.said()
 
 
@@ -146,7 +147,7 @@ def test_the_process_keeps_no_more_than_50_mebibytes_after_all_of_them(start, mo
         for _ in range(3):
             for name in names:
                 client.post("/predict", content=HOSTILE[name][0])
-            assert httpx.post(f"{server.url}/predict", content=fifty_mebibytes()).status_code == 413
+            assert post(server.url, fifty_mebibytes()).status_code == 413
         server.poll(lambda: server.resident_bytes() - before <= KEPT_BYTES, "memory is given back", within_s=5)
         assert client.post("/predict", content=IMAGE).status_code == 200
 

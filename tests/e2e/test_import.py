@@ -3,10 +3,10 @@
 import io
 from pathlib import Path
 
-import httpx
 import numpy as np
 import onnx
 import pytest
+from e2e_support import post
 from foreign_support import SIDE, Graph
 from onnx.reference import ReferenceEvaluator
 from PIL import Image
@@ -26,7 +26,7 @@ def test_a_keras_style_file_is_served_with_the_answers_that_it_gave(tmp_path: Pa
     pixels = np.random.default_rng(0).integers(0, 256, (1, SIDE, SIDE, 3), np.uint8)
     buffer = io.BytesIO()
     Image.fromarray(pixels[0]).save(buffer, format="PNG")
-    answer = httpx.post(f"{server.url}/predict", content=buffer.getvalue(), headers={"content-type": "image/png"})
+    answer = post(server.url, buffer.getvalue(), headers={"content-type": "image/png"})
     assert answer.status_code == 200
     (prediction,) = answer.json()["predictions"]
     (wanted,) = ReferenceEvaluator(graph.model()).run(None, {"input_1:0": (pixels / 127.5 - 1).astype(np.float32)})

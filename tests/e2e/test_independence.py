@@ -7,9 +7,9 @@ import subprocess
 import sys
 import time
 
-import httpx
 import pytest
 from broken_models import MIXING_NODE, UNKNOWN_NODE, mix_images, use_unknown_operator, write_broken
+from e2e_support import get, post
 from PIL import Image
 from support import TinyModel, encode, random_pixels
 
@@ -70,8 +70,8 @@ def assert_kept(later: dict[str, dict], earlier: dict[str, dict]) -> None:
 
 
 def served_certificate(server) -> dict:
-    certificate = httpx.get(f"{server.url}/models/tiny").json()["certificate"]
-    answer = httpx.post(f"{server.url}/predict", content=IMAGE)
+    certificate = get(f"{server.url}/models/tiny").json()["certificate"]
+    answer = post(server.url, IMAGE)
     assert answer.headers["foldserve-certificate"] != "none", "it is served as certified"
     assert certificate["verdict"] == "certified"
     return certificate
@@ -114,8 +114,8 @@ def test_what_certify_keeps_a_server_uses(start, models, state):
 
     served_certificate(server)
     assert_kept(certificates_in(state), kept)
-    assert httpx.get(f"{server.url}/info").json()["models"]["tiny"]["certificate"] == printed["certificate"]
-    assert printed["answers"].startswith(httpx.get(f"{server.url}/info").json()["models"]["tiny"]["answer_digest"])
+    assert get(f"{server.url}/info").json()["models"]["tiny"]["certificate"] == printed["certificate"]
+    assert printed["answers"].startswith(get(f"{server.url}/info").json()["models"]["tiny"]["answer_digest"])
 
 
 def edit(content: bytes) -> bytes:
@@ -165,7 +165,7 @@ def test_a_signal_during_a_probe_ends_it_with_nothing_half_written(models, state
         process = subprocess.Popen([*COMMAND, *map(str, words)], stdout=sink, stderr=sink)
     try:
         deadline = time.monotonic() + 30
-        while "probing tiny: batch 4 on 1 thread" not in log.read_text():
+        while "probing tiny: batch" not in log.read_text():
             assert process.poll() is None, log.read_text()
             assert time.monotonic() < deadline, log.read_text()
             time.sleep(0.02)

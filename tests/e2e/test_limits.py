@@ -9,7 +9,7 @@ from contextlib import ExitStack
 
 import httpx
 import pytest
-from e2e_support import counted, post, wait_for
+from e2e_support import counted, get, post, wait_for
 from PIL import Image
 from support import encode, random_pixels
 
@@ -66,7 +66,7 @@ def test_a_head_within_the_limit_and_a_body_beyond_it_are_answered(strict):
 
 
 def test_a_kept_connection_is_not_counted_as_one_long_head(strict):
-    with httpx.Client(base_url=strict.url) as client:
+    with httpx.Client(base_url=strict.url, timeout=30) as client:
         for _ in range(20):
             assert client.post("/predict", content=IMAGE, headers={"x-long": "a" * 1000}).status_code == 200
 
@@ -125,10 +125,10 @@ def test_400_for_what_is_no_http(strict):
 def test_503_for_a_connection_beyond_the_limit_and_those_within_are_served(start, models, workers):
     server = start("--models", str(models), "--workers", str(workers), "--max-connections", "4", "--grace-s", "0")
     with ExitStack() as stack:
-        kept = [stack.enter_context(httpx.Client(base_url=server.url)) for _ in range(4 * workers)]
+        kept = [stack.enter_context(httpx.Client(base_url=server.url, timeout=30)) for _ in range(4 * workers)]
         for client in kept:
             assert client.get("/healthz").status_code == 200
-        stranger = stack.enter_context(httpx.Client(base_url=server.url))
+        stranger = stack.enter_context(httpx.Client(base_url=server.url, timeout=30))
         refused = [stranger.post("/predict", content=IMAGE) for _ in range(40)]
         for client in kept:
             assert client.post("/predict", content=IMAGE).status_code == 200
@@ -141,4 +141,4 @@ def test_503_for_a_connection_beyond_the_limit_and_those_within_are_served(start
 
 
 def answers(server) -> bool:
-    return httpx.get(f"{server.url}/healthz").status_code == 200
+    return get(f"{server.url}/healthz").status_code == 200

@@ -12,6 +12,7 @@ from playwright.sync_api import Page, expect, sync_playwright
 from support import TinyModel
 
 pytestmark = pytest.mark.e2e
+expect.set_options(timeout=30_000)  # milliseconds; five seconds are little on a busy machine
 
 CHROMIUM = shutil.which("chromium")
 FLAGS = (

@@ -11,6 +11,7 @@ import time
 import httpx
 import numpy as np
 import pytest
+from e2e_support import get, post
 from PIL import Image
 from support import TinyModel, encode, random_pixels
 
@@ -32,7 +33,7 @@ def logits_of(response: httpx.Response) -> np.ndarray:
 
 
 def test_raw_chunked_and_multipart_bodies_get_the_same_bits(server):
-    with httpx.Client(base_url=server.url, params={"logits": "true"}) as client:
+    with httpx.Client(base_url=server.url, params={"logits": "true"}, timeout=30) as client:
         raw = logits_of(client.post("/predict", content=IMAGE))
         put = logits_of(client.put("/predict", content=IMAGE, headers={"content-type": "image/png"}))
         chunked = logits_of(client.post("/predict", content=chunks(IMAGE)))
@@ -55,7 +56,7 @@ def test_curl_sends_a_file_in_each_of_its_ways(server, tmp_path):
 
 
 def test_many_clients_at_once_get_the_bits_that_one_gets(server):
-    with httpx.Client(base_url=server.url, params={"logits": "true"}) as client:
+    with httpx.Client(base_url=server.url, params={"logits": "true"}, timeout=30) as client:
         alone = [logits_of(client.post("/predict", content=content)) for content in FILES]
         answers: dict[int, np.ndarray] = {}
 
@@ -103,7 +104,7 @@ def test_a_request_in_flight_is_answered_before_the_server_ends(start, models):
     server = start("--models", str(models))
     with open_request(server.url, len(IMAGE)) as connection:
         connection.sendall(IMAGE[:20])
-        server.poll(lambda: "foldserve_ready 1.0" in httpx.get(f"{server.url}/metrics").text, "the head has arrived")
+        server.poll(lambda: "foldserve_ready 1.0" in get(f"{server.url}/metrics").text, "the head has arrived")
         server.process.send_signal(signal.SIGTERM)
         wait_until_refused(server.url)
         connection.sendall(IMAGE[20:])
@@ -119,7 +120,7 @@ def wait_until_refused(url: str) -> None:
     deadline = time.monotonic() + 20
     while time.monotonic() < deadline:
         try:
-            httpx.get(f"{url}/healthz")
+            get(f"{url}/healthz")
         except httpx.TransportError:
             return
         time.sleep(0.02)
@@ -127,9 +128,9 @@ def wait_until_refused(url: str) -> None:
 
 
 def test_a_server_answers_health_while_it_loads_and_predicts_when_it_is_ready(server):
-    assert httpx.get(f"{server.url}/healthz").json() == {"status": "live"}
-    assert httpx.get(f"{server.url}/readyz").json() == {"status": "ready"}
-    assert httpx.get(f"{server.url}/docs").status_code == 200
+    assert get(f"{server.url}/healthz").json() == {"status": "live"}
+    assert get(f"{server.url}/readyz").json() == {"status": "ready"}
+    assert get(f"{server.url}/docs").status_code == 200
 
 
 # The command with an engine that never comes back from a black image, as one that hangs in native code.
@@ -154,7 +155,7 @@ BLACK = encode(Image.new("RGB", (8, 8)), "PNG")
 
 def test_a_run_that_never_ends_does_not_keep_the_server_beyond_the_drain(start, models):
     server = start("--models", str(models), "--drain-timeout-s", "1", "--mode", "off", program=("-c", HANGS_ON_BLACK))
-    assert httpx.post(f"{server.url}/predict", content=IMAGE).status_code == 200
+    assert post(server.url, IMAGE).status_code == 200
     with open_request(server.url, len(BLACK)) as connection:
         connection.sendall(BLACK)
         server.poll(lambda: "hanging" in server.said(), "the run hangs")

@@ -48,7 +48,7 @@ def test_the_spans_of_a_request_reach_a_collector_under_the_callers_trace_and_ho
     with collecting() as (endpoint, bodies):
         server = start("--models", str(models), "--otlp-endpoint", endpoint, "--grace-s", "0")
         files = {"file": ("private-name.png", IMAGE)}
-        assert httpx.post(f"{server.url}/predict", files=files, headers=parent).status_code == 200
+        assert httpx.post(f"{server.url}/predict", files=files, headers=parent, timeout=30).status_code == 200
         assert server.terminate() == 0, "what was not sent yet is sent at the end"
 
     sent = [ExportTraceServiceRequest.FromString(body) for body in bodies]
