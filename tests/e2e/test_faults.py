@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 import pytest
-from e2e_support import IMAGE, IMAGES, PLAIN, counted, post, wait_for, workers_of
+from e2e_support import IMAGE, IMAGES, PLAIN, counted, cpu_ticks, post, wait_for, workers_of
 from storm import Client, head, storm, trickle
 
 pytestmark = pytest.mark.e2e
@@ -86,26 +86,45 @@ def test_thousands_of_mixed_requests_leave_nothing_behind_and_every_one_is_count
     assert server.terminate() == 0
 
 
+class Neighbours:
+    """What others do on the cores of a server and of this process from now on; work of the two is no excuse."""
+
+    def __init__(self, server) -> None:
+        self._own = (os.getpid(), server.process.pid, *workers_of(server))
+        self._total, self._others = self._ticks()
+
+    def slowness(self) -> float:
+        """Return how many times as long all has taken as on a machine of its own: one by the share that was left."""
+        total, others = self._ticks()
+        passed, taken = total - self._total, max(0, others - self._others)
+        return passed / max(1, passed - taken) if passed else 1.0
+
+    def _ticks(self) -> tuple[int, int]:
+        total, others = 0, -sum(map(cpu_ticks, self._own))
+        cores = {f"cpu{core}" for core in os.sched_getaffinity(0)}
+        for name, *fields in map(str.split, Path("/proc/stat").read_text().splitlines()):
+            if name in cores:
+                user, nice, system, idle, iowait, irq, softirq, steal = map(int, fields[:8])  # proc(5)
+                others += user + nice + system + steal  # interrupts are not told apart: they count as nobody's
+                total += user + nice + system + idle + iowait + irq + softirq + steal
+        return total, others
+
+
 def seconds_to_recover(server) -> float:
-    """Return after how long a new caller, who asks again when told to, is answered."""
+    """Return after how long, on a machine of its own, a new caller who asks again when told to is answered."""
 
     async def until_answered(client: Client, _: int) -> None:
         status = None
         while status != 200:
             status, _, _ = await client.ask(IMAGE)
 
-    started = time.monotonic()
+    neighbours, started = Neighbours(server), time.monotonic()
     asyncio.run(storm(server.url, 1, until_answered))
-    return time.monotonic() - started
-
-
-def patience() -> float:
-    """How much longer than on a machine of its own a test may take, by how many others want the cores."""
-    return max(1.0, os.getloadavg()[0] / len(os.sched_getaffinity(0)))
+    return (time.monotonic() - started) / neighbours.slowness()
 
 
 def test_overload_is_answered_200_429_or_504_within_the_deadline_and_is_over_when_the_crowd_has_gone(start):
-    deadline_s, slowness = 2.0, patience()
+    deadline_s = 2.0
     server = start(*PLAIN, "--request-timeout-s", str(deadline_s), "--max-queue-size", "64")
     until = time.monotonic() + OVERLOAD_S
 
@@ -116,7 +135,9 @@ def test_overload_is_answered_200_429_or_504_within_the_deadline_and_is_over_whe
                 assert b"retry-after:" in top
                 await asyncio.sleep(0.05)  # a second would be polite, and no overload
 
+    neighbours = Neighbours(server)
     tally = asyncio.run(storm(server.url, CROWD, insist))
+    slowness = neighbours.slowness()
     counts = codes_counted(server)
     recovered_s = seconds_to_recover(server)
 
@@ -125,16 +146,15 @@ def test_overload_is_answered_200_429_or_504_within_the_deadline_and_is_over_whe
     assert tally.statuses[429] > 0
     accepted = sorted(seconds for status, seconds in tally.seconds if status == 200)
     assert accepted[int(0.99 * len(accepted))] < 1.5 * deadline_s * slowness  # on the clock of 512 busy clients
-    assert recovered_s < RECOVERS_WITHIN_S * slowness
+    assert recovered_s < RECOVERS_WITHIN_S
     assert counts == dict(tally.statuses)
 
 
 def test_a_crowd_that_hangs_up_leaves_no_work_behind_and_the_next_caller_is_answered_soon(start):
     server = start(*PLAIN)
-    slowness = patience()
     asyncio.run(storm(server.url, CROWD, lambda client, _: client.hang_up(head(len(IMAGE)) + IMAGE)))
 
-    assert seconds_to_recover(server) < RECOVERS_WITHIN_S * slowness
+    assert seconds_to_recover(server) < RECOVERS_WITHIN_S
     wait_for(lambda: sum(codes_counted(server).values()) > CROWD, "those who left are counted")
     assert set(codes_counted(server)) <= {200, 429, 499}
     assert codes_counted(server)[499] > CROWD / 2, "nobody answers those who have gone"

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import httpx
 import pytest
-from e2e_support import counted, get, load, post, replace_a_worker, wait_for, wait_until_replaced, workers_of
+from e2e_support import counted, cpu_ticks, get, load, post, replace_a_worker, wait_for, wait_until_replaced, workers_of
 from PIL import Image
 from support import encode, random_pixels
 
@@ -17,11 +17,6 @@ pytestmark = pytest.mark.e2e
 
 IMAGE = encode(Image.fromarray(random_pixels(1, seed=5)[0]), "PNG")
 ESTABLISHED, CLOSE_WAIT = "01", "08"  # in /proc/net/tcp (Linux, include/net/tcp_states.h)
-
-
-def cpu_ticks(pid: int) -> int:
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return int(fields[11]) + int(fields[12])  # proc(5): utime, stime
 
 
 @pytest.fixture
