@@ -5,7 +5,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 from support import TinyModel
+
+settings.register_profile("patient", deadline=None)  # speed is never asserted here, and a busy machine has little
+settings.load_profile("patient")
 
 
 @pytest.fixture(scope="session", autouse=True)
