@@ -99,11 +99,6 @@ def workers_of(server) -> list[int]:
     return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
-def cpu_ticks(pid: int) -> int:
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return int(fields[11]) + int(fields[12])  # proc(5): utime, stime
-
-
 def ready_workers(server) -> int:
     return get(f"{server.url}/info").json()["workers"]["ready"]
 

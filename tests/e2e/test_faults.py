@@ -4,10 +4,11 @@ import asyncio
 import os
 import random
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from e2e_support import IMAGE, IMAGES, PLAIN, counted, cpu_ticks, post, wait_for, workers_of
+from e2e_support import IMAGE, IMAGES, PLAIN, counted, post, wait_for, workers_of
 from storm import Client, head, storm, trickle
 
 pytestmark = pytest.mark.e2e
@@ -16,6 +17,7 @@ MIXED, CALLERS = 10_000, 40
 CROWD, OVERLOAD_S = 512, 20.0
 RECOVERS_WITHIN_S = 1.0
 OVERSIZE = 30 * 2**20
+TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 
 
 def memory_of(server) -> int:
@@ -87,27 +89,37 @@ def test_thousands_of_mixed_requests_leave_nothing_behind_and_every_one_is_count
 
 
 class Neighbours:
-    """What others do on the cores of a server and of this process from now on; work of the two is no excuse."""
+    """What others do from now on, on the cores of a server and of this process; work of these two is no excuse."""
 
     def __init__(self, server) -> None:
         self._own = (os.getpid(), server.process.pid, *workers_of(server))
-        self._total, self._others = self._ticks()
+        self._before = self._seconds()
 
-    def slowness(self) -> float:
-        """Return how many times as long all has taken as on a machine of its own: one by the share that was left."""
-        total, others = self._ticks()
-        passed, taken = total - self._total, max(0, others - self._others)
-        return passed / max(1, passed - taken) if passed else 1.0
+    def slowness(self, wanted: int | None = None) -> float:
+        """Return how many times as long all took as on a machine of its own; it wants a core for each process.
 
-    def _ticks(self) -> tuple[int, int]:
-        total, others = 0, -sum(map(cpu_ticks, self._own))
+        Not more than by the cores that others left, nor than by what waited for one: who sleeps wants none.
+        """
+        pairs = zip(self._seconds(), self._before, strict=True)
+        passed, others, ran, waited = (after - before for after, before in pairs)
+        cores = len(os.sched_getaffinity(0))
+        left = max(0.01, cores * (1 - max(0.0, others) / max(0.01, passed)))
+        return max(1.0, min(min(cores, wanted or len(self._own)) / left, 1 + waited / max(0.01, ran)))
+
+    def _seconds(self) -> tuple[float, float, float, float]:
+        """Return the seconds of all these cores, those that others took, and those that our threads ran and waited."""
         cores = {f"cpu{core}" for core in os.sched_getaffinity(0)}
-        for name, *fields in map(str.split, Path("/proc/stat").read_text().splitlines()):
-            if name in cores:
-                user, nice, system, idle, iowait, irq, softirq, steal = map(int, fields[:8])  # proc(5)
-                others += user + nice + system + steal  # interrupts are not told apart: they count as nobody's
-                total += user + nice + system + idle + iowait + irq + softirq + steal
-        return total, others
+        lines = [line.split() for line in Path("/proc/stat").read_text().splitlines()]
+        ticks = [list(map(int, fields[1:9])) for fields in lines if fields[0] in cores]  # proc(5)
+        passed = sum(map(sum, ticks)) / TICKS_PER_S
+        busy = sum(sum(one[:3]) + one[7] for one in ticks) / TICKS_PER_S  # user, nice, system and stolen
+        threads = [thread for pid in self._own for thread in Path(f"/proc/{pid}/task").glob("*/schedstat")]
+        counts: list[list[int]] = []  # sched-stats.rst: nanoseconds run, nanoseconds waited
+        for thread in threads:
+            with suppress(OSError):  # it has ended meanwhile
+                counts.append(list(map(int, thread.read_text().split())))
+        ran, waited = (sum(count[part] for count in counts) / 1e9 for part in (0, 1))
+        return passed, busy - ran, ran, waited
 
 
 def seconds_to_recover(server) -> float:
@@ -120,7 +132,7 @@ def seconds_to_recover(server) -> float:
 
     neighbours, started = Neighbours(server), time.monotonic()
     asyncio.run(storm(server.url, 1, until_answered))
-    return (time.monotonic() - started) / neighbours.slowness()
+    return (time.monotonic() - started) / neighbours.slowness(wanted=1)
 
 
 def test_overload_is_answered_200_429_or_504_within_the_deadline_and_is_over_when_the_crowd_has_gone(start):

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import httpx
 import pytest
-from e2e_support import counted, cpu_ticks, get, load, post, replace_a_worker, wait_for, wait_until_replaced, workers_of
+from e2e_support import counted, get, load, post, replace_a_worker, wait_for, wait_until_replaced, workers_of
 from PIL import Image
 from support import encode, random_pixels
 
@@ -19,6 +19,11 @@ IMAGE = encode(Image.fromarray(random_pixels(1, seed=5)[0]), "PNG")
 ESTABLISHED, CLOSE_WAIT = "01", "08"  # in /proc/net/tcp (Linux, include/net/tcp_states.h)
 
 
+def cpu_ticks(pid: int) -> int:
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return int(fields[11]) + int(fields[12])  # proc(5): utime, stime
+
+
 @pytest.fixture
 def pair(start, models):
     return start("--models", str(models), "--workers", "2", "--grace-s", "0")
@@ -26,10 +31,7 @@ def pair(start, models):
 
 def test_every_run_of_sixteen_kept_connections_gives_each_worker_eight(pair):
     def wait_until_alone() -> None:
-        held = (
-            ESTABLISHED,
-            CLOSE_WAIT,
-        )  # one that its caller closed counts for its worker until that has closed it too
+        held = (ESTABLISHED, CLOSE_WAIT)  # what its caller has closed counts until its worker closes it too
         wait_for(lambda: [sockets_of(pid, held) for pid in workers_of(pair)] == [0, 0], "the connections are gone")
 
     wait_until_alone()  # the start was asked about over connections, too
