@@ -4,10 +4,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from foldserve.client import AsyncClient, Client
-    from foldserve.conversation import Policy, RequestRefused, ServerUnreachable
+    from foldserve.conversation import KeyRefused, Policy, RequestRefused, ServerUnreachable
     from foldserve.progress import progress_bar
 
-__all__ = ["AsyncClient", "Client", "Policy", "RequestRefused", "ServerUnreachable", "progress_bar"]
+__all__ = ["AsyncClient", "Client", "KeyRefused", "Policy", "RequestRefused", "ServerUnreachable", "progress_bar"]
 __version__ = "0.1.0"
 
 

@@ -1,6 +1,7 @@
 """The command line: one parser, and what an error looks like. Each half brings its own subcommands."""
 
 import argparse
+import re
 import sys
 import traceback
 from typing import Any, NoReturn
@@ -15,6 +16,7 @@ from training.errors import TrainingError, UsageError
 DONE, REFUSED, WRONG_USAGE = 0, 1, 2
 TRAINING_PACKAGES = frozenset({"torch", "matplotlib", "onnxscript", "rich", "safetensors", "sklearn", "tensorboard"})
 RUNTIME = "onnxruntime"
+SHORTEST = len("--abc")  # less of a flag is in too many
 
 
 class Parser(argparse.ArgumentParser):
@@ -23,6 +25,13 @@ class Parser(argparse.ArgumentParser):
     def __init__(self, **options: Any) -> None:
         super().__init__(**options, allow_abbrev=False)  # --api-key KEY would be --api-key-file KEY
 
+    def parse_known_args(self, *arguments: Any, **options: Any) -> Any:
+        """Tell of what is left over here, where the flags are that may have been meant; not above."""
+        found, rest = super().parse_known_args(*arguments, **options)
+        if rest:
+            self.error("unrecognized arguments: " + " ".join(rest))
+        return found, rest
+
     def error(self, message: str) -> NoReturn:
         """Print one line and exit with 2."""
         prefix = "unrecognized arguments: "
@@ -30,7 +39,9 @@ class Parser(argparse.ArgumentParser):
             word = message.removeprefix(prefix).split()[0].partition("=")[0]
             if word.startswith("-"):  # what follows may be a secret, and output is often kept
                 message = f"{prefix}{word}"
-            message += nearest(word, sorted(_flags_of(self)))
+            message += _meant(word, sorted(_flags_of(self)))
+        elif found := re.search(r"invalid choice: '?([^']+?)'? \(choose from (.*)\)", message):
+            message += nearest(found[1], re.findall(r"[\w-]+", found[2]))
         self.exit(WRONG_USAGE, f"{self.prog}: {message}\nTry: {self.prog} --help\n")
 
 
@@ -60,10 +71,19 @@ def main(argv: list[str] | None = None) -> int:
     return status
 
 
+def _meant(word: str, flags: list[str]) -> str:
+    """Return which flag may have been meant: the nearest of those that hold the word, else of all."""
+    holding = [flag for flag in flags if len(word) >= SHORTEST and word.strip("-") in flag]
+    return nearest(word, holding, likeness=0) or nearest(word, flags)
+
+
 def _explain_missing(error: ModuleNotFoundError) -> int:
     package = (error.name or "").partition(".")[0]
     if package in TRAINING_PACKAGES:
-        print(f"foldserve: training needs {package}: pip install 'foldserve[train]'", file=sys.stderr)
+        print(
+            f"foldserve: this command needs {package}: pip install 'foldserve[train]', in a clone -e '.[cpu,train]'",
+            file=sys.stderr,
+        )
         return REFUSED
     if package == RUNTIME:
         print("foldserve: serving needs onnxruntime: pip install 'foldserve[cpu]' (or [gpu])", file=sys.stderr)

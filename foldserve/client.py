@@ -1,6 +1,7 @@
 """A client of the service: one that waits, and one that does not block the event loop; `conversation` says what for."""
 
 import asyncio
+import re
 import threading
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
@@ -11,9 +12,11 @@ from typing import Any, Self
 
 import httpx
 
-from foldserve.conversation import USUAL, Body, Conversation, Policy, RequestRefused, Step, converse
+from foldserve.conversation import USUAL, Body, Conversation, KeyRefused, Policy, RequestRefused, Step, converse
 from service.errors import NO_BYTES, UnsupportedFormat
 from service.problems import problem
+
+KEY = re.compile(r"[!-~]+")  # what a header can hold, without blanks
 
 Image = bytes | str | PathLike[str]
 Progress = Callable[[int], None]
@@ -23,6 +26,8 @@ class _Asking:
     """What both clients know: how to write requests and what to make of answers."""
 
     def __init__(self, api_key: str | None, policy: Policy) -> None:
+        if api_key and not KEY.fullmatch(api_key):
+            raise KeyRefused("the API key is none: expected one word as `foldserve keys add NAME` prints it")
         self._headers = {"authorization": f"Bearer {api_key}"} if api_key else {}
         self._policy = policy
 

@@ -27,6 +27,10 @@ class ServerUnreachable(FoldserveError):
     """No answer came, also after the attempts that are safe; or it was not foldserve's."""
 
 
+class KeyRefused(FoldserveError):
+    """An API key that no header can hold; it is not repeated."""
+
+
 class RequestRefused(FoldserveError):
     """The service answered with a problem document (RFC 9457), or would: an image without bytes is not sent."""
 
@@ -94,9 +98,8 @@ def converse(request: httpx.Request, policy: Policy) -> Conversation:
             pause_s = _retry_after_s(response, pause_s)
             refusal: FoldserveError = _refusal(response)
         except httpx.TransportError as error:
-            meant = "; write its address as http://host:port" if isinstance(error, httpx.UnsupportedProtocol) else ""
-            where = request.url.copy_with(query=None)
-            refusal = ServerUnreachable(f"{where}: {error or type(error).__name__}{meant}")
+            told = (str(error) or type(error).__name__).rstrip(".")
+            refusal = ServerUnreachable(f"{request.url.copy_with(query=None)}: {told}{_way_out(error)}")
             if isinstance(error, httpx.ReadTimeout | httpx.WriteTimeout | httpx.UnsupportedProtocol):
                 raise refusal from None
         waited_s += pause_s
@@ -104,6 +107,12 @@ def converse(request: httpx.Request, policy: Policy) -> Conversation:
             raise refusal
         yield pause_s
     raise AssertionError
+
+
+def _way_out(error: httpx.TransportError) -> str:
+    if isinstance(error, httpx.UnsupportedProtocol):
+        return "; write its address as http://host:port"
+    return "; does it run there? `foldserve serve` starts one" if isinstance(error, httpx.ConnectError) else ""
 
 
 def _retry_after_s(response: httpx.Response, default_s: float) -> float:

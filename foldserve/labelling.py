@@ -15,6 +15,13 @@ if TYPE_CHECKING:
 SUFFIXES = frozenset({".avif", ".bmp", ".gif", ".jfif", ".jpe", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
 
 
+# What a server tells of its calls, in the words of this command; by the name of the problem.
+WAYS_OUT = {
+    "not-authenticated": "; here: --api-key-file FILE, which holds the key",
+    "no-such-path": "; --url is the root of the service, such as http://localhost:8000",
+}
+
+
 class PredictionRefused(FoldserveError):
     """The files, the server, or the way to it, gave no prediction."""
 
@@ -24,6 +31,7 @@ class Query:
     """What is wanted of each image."""
 
     model: str | None
+    version: int | None
     top_k: int
     logits: bool
 
@@ -62,13 +70,16 @@ def run_here(models: Path, paths: Sequence[Path], query: Query) -> Iterator[Labe
     from service.engine import choose_device, open_engine
     from service.preprocessing import refuse_warnings
     from service.repository import Repository
+    from service.upkeep import find
 
     refuse_warnings()  # as the service does
     repository = Repository(models, open_engine)
     names = repository.names()
     if query.model is None and len(names) > 1:
         raise PredictionRefused(f"{models} holds {', '.join(names)}; choose one with --model")
-    model = repository.load(query.model or names[0], choose_device("auto"))
+    name = query.model or names[0]
+    _, version = find(models, name, query.version)  # the stable one, as a service would
+    model = repository.load(name, choose_device("auto"), version)
     for path in paths:
         try:
             outcome = _classify(model, path.read_bytes())
@@ -102,7 +113,7 @@ def ask_server(url: str, paths: Sequence[Path], query: Query, *, api_key: str | 
 
     try:
         with Client(url, api_key=api_key) as client:
-            head = _served(client.models(), query.model)
+            head = _served(client.models(), query)
             answers = client.predict_many(encoded(), **parameters)
             for path, answer in zip(paths, answers, strict=True):
                 if path in unread:
@@ -112,6 +123,9 @@ def ask_server(url: str, paths: Sequence[Path], query: Query, *, api_key: str | 
                 else:
                     answer["predictions"][0]["filename"] = str(path)
                     yield _labelled(answer)
+    except RequestRefused as refusal:
+        kind = str(refusal.problem.get("type")).rpartition(":")[2]
+        raise PredictionRefused(f"{refusal}{WAYS_OUT.get(kind, '')}") from None
     except (httpx.HTTPError, httpx.InvalidURL) as error:
         raise PredictionRefused(f"{url}: {error or type(error).__name__}") from None
 
@@ -121,10 +135,12 @@ def _labelled(body: dict[str, Any]) -> Labelled:
     return Labelled(body, prediction)
 
 
-def _served(body: dict[str, Any], name: str | None) -> dict[str, Any]:
+def _served(body: dict[str, Any], query: Query) -> dict[str, Any]:
     """Return the model that will answer, where that is clear beforehand: images that all fail do not tell."""
-    models = [one for one in body.get("models", []) if name in (None, one["name"])]
-    return {"model": models[0]["name"], "version": models[0]["version"], "form": models[0]["form"]} if models else {}
+    models = [one for one in body.get("models", []) if query.model in (None, one["name"])]
+    if not models or query.version not in (None, models[0]["version"]):
+        return {}
+    return {"model": models[0]["name"], "version": models[0]["version"], "form": models[0]["form"]}
 
 
 def _unread(path: Path, error: OSError) -> dict[str, Any]:

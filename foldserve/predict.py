@@ -11,6 +11,8 @@ from typing import Any
 
 from foldserve.labelling import Labelled, PredictionRefused, Query, ask_server, find_images, run_here
 from foldserve.progress import progress_bar
+from service.config import Settings
+from service.errors import ConfigurationError
 
 COLUMNS = ("filename", "label", "index", "score", "model", "version", "error")
 
@@ -21,8 +23,10 @@ def register(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         "predict", help="label images, here or by a server", description="Label images, here or by asking a server."
     )
     parser.add_argument("images", nargs="+", type=Path, metavar="IMAGE", help="file, or folder with --recursive")
-    parser.add_argument("--model", metavar="NAME", help="model to use [the only one]")
-    parser.add_argument("--models", type=Path, default=Path("models"), metavar="DIR", help="model repository [models]")
+    parser.add_argument(
+        "--model", metavar="NAME[@VERSION]", help="model to use [the only one, or the server's default; stable version]"
+    )
+    parser.add_argument("--models", type=Path, metavar="DIR", help="model repository [FOLDSERVE_MODELS, else models]")
     parser.add_argument("--top-k", type=_positive, default=5, metavar="N", help="classes to list with --json [5]")
     parser.add_argument("--logits", action="store_true", help="add the raw float32 logits")
     written = parser.add_mutually_exclusive_group()
@@ -43,12 +47,16 @@ def _positive(text: str) -> int:
 
 
 def _predict(arguments: argparse.Namespace) -> int:
+    if arguments.url is None and arguments.api_key_file is not None:
+        raise ConfigurationError("--api-key-file is for a server; name it with --url")
+    if arguments.url is not None and arguments.models is not None:
+        raise ConfigurationError("--models is for labelling here; a server (--url) has its own")
     paths = find_images(arguments.images, recursive=arguments.recursive)
-    query = Query(arguments.model, arguments.top_k, arguments.logits)
-    if arguments.url:
+    query = _query(arguments)
+    if arguments.url is not None:
         source = ask_server(arguments.url, paths, query, api_key=_read_key(arguments.api_key_file))
     else:
-        source = run_here(arguments.models, paths, query)
+        source = run_here(Settings.load(models=arguments.models).models, paths, query)
     if arguments.csv is not None:
         return 1 if _write_csv(arguments.csv, source, len(paths)) else 0
     found = list(source)
@@ -61,9 +69,16 @@ def _predict(arguments: argparse.Namespace) -> int:
     return 1 if any("error" in one for one in predictions) else 0
 
 
+def _query(arguments: argparse.Namespace) -> Query:
+    from service.artifact import parse_model
+
+    model, version = (None, None) if arguments.model is None else parse_model(arguments.model)
+    return Query(model, version, arguments.top_k, arguments.logits)
+
+
 def _read_key(path: Path | None) -> str | None:
     try:
-        return path.read_text().strip() if path is not None else None
+        return path.read_text(errors="replace").strip() if path is not None else None
     except OSError as error:
         raise PredictionRefused(f"{path}: {error.strerror}") from None
 

@@ -103,9 +103,12 @@ class Repository:
         `form` stands in for the repository's own choice, so that processes side by side serve the same one.
         """
         present = versions(self._root / name) if MODEL_NAME.fullmatch(name) else []
-        if not present or (version is not None and version not in present):
-            wanted = name if version is None else f"{name} version {version}"
-            raise ArtifactError(f"{self._root} holds no model {wanted}; it has {', '.join(self.names())}")
+        if not present:
+            raise ArtifactError(f"{self._root} holds no model {name}; it has {', '.join(self.names())}")
+        if version is not None and version not in present:
+            raise ArtifactError(
+                f"{self._root / name} holds no version {version}; it has {', '.join(map(str, present))}"
+            )
         version = present[-1] if version is None else version
         forms = self._forms(name, version) if form is None else (form,)
         models = [self._open(name, version, one, device) for one in forms]

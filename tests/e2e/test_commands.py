@@ -83,6 +83,20 @@ def test_an_unknown_flag_is_told_with_the_nearest_name(words, hint):
     assert f"did you mean {hint}" in complaint(run(*words), 2)
 
 
+@pytest.mark.parametrize(
+    "words, hint",
+    [
+        (["predict", "a.png", "--rec"], "predict: unrecognized arguments: --rec (did you mean --recursive?)"),
+        (["predict", "a.png", "--key=x"], "predict: unrecognized arguments: --key (did you mean --api-key-file?)"),
+        (["models", "list", "--jsno"], "models list: unrecognized arguments: --jsno (did you mean --json?)"),
+        (["perdict", "a.png"], "(did you mean predict?)"),
+        (["models", "lst"], "(did you mean list?)"),
+    ],
+)
+def test_what_was_meant_is_sought_where_it_was_typed(words, hint):
+    assert hint in complaint(run(*words), 2)
+
+
 @pytest.mark.parametrize("words", [["--api-key", "hush"], ["--api-key=hush"]])
 def test_a_key_that_is_given_as_a_flag_is_neither_taken_nor_repeated(words):
     line = complaint(run("predict", "a.png", "--url", "http://localhost:1", *words), 2)
@@ -213,11 +227,14 @@ def test_predict_prints_a_line_for_each_image(images, models):
         (["one.png", "--model", "dog"], "holds no model dog"),
         (["one.png", "--url", "http://127.0.0.1:1"], "http://127.0.0.1:1/models: "),
         (["one.png", "--url", "nonsense"], "nonsense/models: "),
-        (["one.png", "--url", "localhost:8000"], "write its address as http://host:port"),
+        (["one.png", "--url", "localhost:8000"], "'localhost://'; write its address as http://host:port"),
+        (["one.png", "--url", ""], "write its address as http://host:port"),
+        (["one.png", "--url", "http://127.0.0.1:1"], "`foldserve serve` starts one"),
     ],
 )
 def test_what_cannot_be_predicted_is_told_and_exits_1(images, models, words, expected):
-    assert expected in complaint(run("predict", *words, "--models", models, cwd=images), 1)
+    where = [] if "--url" in words else ["--models", models]
+    assert expected in complaint(run("predict", *words, *where, cwd=images), 1)
 
 
 @pytest.mark.parametrize("value", ["0", "-1", "x"])
@@ -230,6 +247,61 @@ def test_two_models_need_a_name(images, copy):
 
     assert "choose one with --model" in complaint(run("predict", "one.png", "--models", copy, cwd=images), 1)
     assert run("predict", "one.png", "--models", copy, "--model", "gray", cwd=images).returncode == 0
+
+
+def labelled(*words, cwd) -> dict:
+    done = run("predict", "one.png", "--json", *words, cwd=cwd)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def test_the_stable_version_labels_here_as_it_does_on_a_server(images, copy, start):
+    TinyModel(seed=2).write(copy, 2)
+    (copy / "tiny" / "serving.json").write_text('{"stable": 1, "also": [2]}')
+    url = start("--models", copy).url
+    here, there = (labelled(*where, cwd=images) for where in (["--models", copy], ["--url", url]))
+    other_here, other_there = (
+        labelled(*where, "--model", "tiny@2", cwd=images) for where in (["--models", copy], ["--url", url])
+    )
+
+    assert (here["version"], other_here["version"]) == (1, 2)
+    assert (there, other_there) == (here, other_here)
+    missing = complaint(run("predict", "one.png", "--models", copy, "--model", "tiny@3", cwd=images), 1)
+    assert missing.endswith("holds no version 3; it has 1, 2")
+
+
+def test_predict_looks_where_the_environment_says(images, models, monkeypatch):
+    monkeypatch.setenv("FOLDSERVE_MODELS", str(models))
+    assert labelled(cwd=images)["model"] == "tiny"
+
+
+@pytest.mark.parametrize(
+    "words, told",
+    [
+        (["--api-key-file", "key"], "name it with --url"),
+        (["--url", "http://127.0.0.1:1", "--models", "."], "--models is for labelling here"),
+        (["--model", "tiny@x"], "a version is a positive integer"),
+    ],
+)
+def test_flags_that_would_say_nothing_are_wrong_usage(images, words, told):
+    assert told in complaint(run("predict", "one.png", *words, cwd=images), 2)
+
+
+@pytest.mark.parametrize(
+    "content", [b"fsk_one\nfsk_two\n", b"\x89PNG\xff", "fsk_ü".encode()], ids=["two", "image", "ü"]
+)
+def test_a_file_that_holds_no_key_is_told_and_not_repeated(images, server, content):
+    (images / "key").write_bytes(content)
+    done = run("predict", "one.png", "--url", server.url, "--api-key-file", "key", cwd=images)
+
+    assert "the API key is none" in complaint(done, 1)
+    assert "fsk_" not in done.stderr
+
+
+def test_an_address_below_the_service_is_told(images, server):
+    line = complaint(run("predict", "one.png", "--url", f"{server.url}/predict", cwd=images), 1)
+
+    assert "--url is the root of the service" in line
 
 
 def test_predict_gives_json_or_a_table_and_not_both(images, models):
@@ -261,11 +333,11 @@ def test_a_folder_is_labelled_into_a_table_with_a_row_for_each_image(images, mod
     assert len({(row["label"], row["score"], row["model"], row["version"]) for row in rows[1:]}) == 1
 
 
-@pytest.mark.parametrize("where", [["--url", "http://127.0.0.1:1"], ["--model", "dog"]], ids=["no server", "no model"])
-def test_a_table_that_is_there_stays_where_nothing_is_answered(images, models, where):
+@pytest.mark.parametrize("where", [["--url", "http://127.0.0.1:1"], ["--models", "."]], ids=["no server", "no model"])
+def test_a_table_that_is_there_stays_where_nothing_is_answered(images, where):
     (images / "out.csv").write_text("of yesterday")
 
-    complaint(run("predict", "one.png", "--models", models, *where, "--csv", "out.csv", cwd=images), 1)
+    complaint(run("predict", "one.png", *where, "--csv", "out.csv", cwd=images), 1)
 
     assert (images / "out.csv").read_text() == "of yesterday"
 

@@ -74,7 +74,7 @@ def test_a_name_that_is_not_there_or_leaves_the_folder_is_refused(repository, na
 
 
 def test_a_version_that_is_not_there_is_refused(repository):
-    with pytest.raises(ArtifactError, match="holds no model tiny version 3"):
+    with pytest.raises(ArtifactError, match="tiny holds no version 3; it has 1, 2, 10"):
         repository.load("tiny", CPU, version=3)
 
 
