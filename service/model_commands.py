@@ -111,7 +111,8 @@ def _facts(manifest: Manifest) -> Iterator[tuple[str, str]]:
     yield "input", f"{spec.size[0]} × {spec.size[1]} {spec.mode}, mean {_numbers(spec.mean)}, std {_numbers(spec.std)}"
     how = spec.resize if spec.resize_to is None else f"{spec.resize} {spec.resize_to}"
     yield "pixels", f"resize {how}, {spec.filter}; EXIF {spec.exif}; alpha {spec.alpha}"
-    yield "BatchNorm", f"{len(manifest.folds)} folded, {len(manifest.kept)} kept"
+    norms = [one for one in manifest.folds if one.norm_kind.startswith("BatchNorm")]  # the rest was plain arithmetic
+    yield "BatchNorm", f"{len(norms)} folded, {len(manifest.kept)} kept"
     for kept in manifest.kept:
         yield "", f"kept {kept.norm}: {kept.reason}"
     for key, value in manifest.training.items():

@@ -63,7 +63,7 @@ def onnx_subject(path: Path, model: onnx.ModelProto, momentum: float | None = No
         "ONNX graph" if manifest is None else "artifact",
         (*layers, *recorded),
         damaged=damaged_weights(model),
-        folded=0 if manifest is None else len(manifest.folds),
+        folded=0 if manifest is None else len({one.norm for one in manifest.folds} & {one.name for one in recorded}),
         model=model,
     )
 

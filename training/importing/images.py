@@ -42,15 +42,16 @@ def folder_images(folder: Path, spec: Preprocessing, most: int = CHECKED) -> tup
 
 
 def folder_material(folder: Path, spec: Preprocessing, labels: tuple[str, ...]) -> Material:
-    """Return a folder's images to make an exact form with; judged by their labels where the subfolders bear them.
+    """Return a folder's images to make an exact form with: every second one where the subfolders bear their labels.
 
-    Raises DataError where fewer than 8 can be read.
+    The others judge it then, for what it was made with would flatter it. Raises DataError where fewer than 8 can be
+    read.
     """
-    images, classes = folder_images(folder, spec, CALIBRATION)
-    if not set(classes) <= set(labels):
-        return Material(images)
+    images, classes = folder_images(folder, spec, 2 * CALIBRATION)
+    if not set(classes) <= set(labels) or len(images) < 2 * FEWEST_IMAGES:
+        return Material(images[:: max(1, len(images) // CALIBRATION)])
     targets = np.array([labels.index(name) for name in classes], np.int64)
-    return Material(images, Labelled(images, targets))
+    return Material(images[::2], Labelled(images[1::2], targets[1::2]))
 
 
 def synthetic_images(spec: Preprocessing, count: int = CHECKED) -> NDArray[np.uint8]:

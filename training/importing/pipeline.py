@@ -127,11 +127,12 @@ def import_model(order: Order, models: Path, *, say: Callable[[str], None] = pri
     if folded.report.end_to_end is not None:
         say(card.fold_error_line(folded.report.end_to_end))
     manifest = _manifest(order.name, labels, taken, facts, subject)
-    if own is not None:
-        pixels = own.pixels if own.preprocessing == taken.spec else None
-        manifest = manifest.model_copy(update={"pixels": pixels, "licence": own.licence})
     account = {"folds": folded.report.folds, "kept": folded.report.kept, "fold_error": folded.report.end_to_end}
     manifest = manifest.model_copy(update=account)
+    if own is not None:
+        pixels = own.pixels if own.preprocessing == taken.spec else None
+        brought = {"folds": (*own.folds, *manifest.folds), "pixels": pixels, "licence": own.licence}
+        manifest = manifest.model_copy(update=brought)
     model = with_entry(folded.model, taken.interface, taken.spec)
     wants_exact = order.data is not None and order.exact.wish != "off"
     material = folder_material(order.data, taken.spec, labels) if wants_exact and order.data else None
@@ -161,10 +162,10 @@ def take(model: onnx.ModelProto, wishes: Wishes, say: Callable[[str], None], own
     interface = read_interface(with_output_shapes(model))
     if not interface.takes_bytes and (scaling := scales_itself(original, interface)) is not None:
         wishes = _for_bytes(wishes, scaling, say)
-    spec, notes = choose(wishes, interface.channels, interface.size)
-    if own is not None and wishes == Wishes():
-        spec = own.preprocessing
-    for note in notes if not interface.takes_bytes else ():
+    spec, notes = choose(wishes, interface.channels, interface.size, None if own is None else own.preprocessing)
+    if interface.takes_bytes:
+        spec, notes = _with_own_arithmetic(spec, wishes, own), ()
+    for note in notes:
         say(f"note     {note}")
     core = settle(original)
     refuse_huge(core, interface, spec.size)
@@ -176,6 +177,21 @@ def take(model: onnx.ModelProto, wishes: Wishes, say: Callable[[str], None], own
     open_batch(core, interface)
     name_output(core, interface)
     return Taken(original, core, with_entry(core, interface, spec), interface, spec, softmax)
+
+
+def _with_own_arithmetic(spec: Preprocessing, wishes: Wishes, own: Manifest | None) -> Preprocessing:
+    """Return how pixels are prepared for a graph that takes them as they are, whatever it does with them then.
+
+    Raises UsageError for a mean or a deviation, which would be said of it and not be so.
+    """
+    if (wishes.mean, wishes.std) != (None, None):
+        raise UsageError(
+            "the model takes pixels 0–255 and does its own arithmetic: --mean and --std would change nothing; leave "
+            "them out"
+        )
+    if own is not None:
+        return spec.model_copy(update={"mean": own.preprocessing.mean, "std": own.preprocessing.std})
+    return spec.model_copy(update={"mean": (0.0,) * spec.channels, "std": (1.0,) * spec.channels})
 
 
 def _for_bytes(wishes: Wishes, scaling: str, say: Callable[[str], None]) -> Wishes:

@@ -21,12 +21,16 @@ class Wishes:
     std: tuple[float, ...] | None = None
 
 
-def choose(wishes: Wishes, channels: int, size: tuple[int, int] | None) -> tuple[Preprocessing, tuple[str, ...]]:
+def choose(
+    wishes: Wishes, channels: int, size: tuple[int, int] | None, own: Preprocessing | None = None
+) -> tuple[Preprocessing, tuple[str, ...]]:
     """Return how pixels are prepared, and notes on what was assumed; `size` is the model's own, None where symbolic.
 
-    Flags win over the file or preset. Raises UsageError where they contradict the model or themselves.
+    Flags win over the file or preset, and that over `own`, what the model says itself. Raises UsageError where they
+    contradict the model or themselves.
     """
-    found = Published({}) if wishes.preprocessing is None else published(wishes.preprocessing)
+    said = {} if own is None else own.model_dump()
+    found = Published(said) if wishes.preprocessing is None else published(wishes.preprocessing)
     base, notes = found.values, list(found.notes)
     if wishes.mean is None and wishes.std is None and "mean" not in base:
         notes.append("no --mean and no --std: pixels are scaled to 0–1 and nothing else (mean 0, std 1)")

@@ -15,8 +15,9 @@ from foldserve.cli import main
 from service.artifact import MANIFEST_KEY, Artifact, read_manifest
 from service.engine import choose_device, open_engine
 from service.independence.proof import prove
-from service.preprocessing import decode
+from service.preprocessing import Preprocessing, decode
 from training.errors import ExportRefused, FileRefused, UsageError
+from training.importing.images import folder_material
 from training.importing.pipeline import Order, import_model, take
 from training.importing.preprocessing import Wishes
 
@@ -308,13 +309,28 @@ def test_a_model_of_our_own_brings_along_what_no_flag_says(tmp_path: Path, model
     wanted = read_manifest(path, path.read_bytes())
     same = import_model(Order(path, "it"), models, say=hush).manifest
     named = import_model(Order(path, "it", labels=tmp_path / "labels.txt"), models, say=hush).manifest
+    (tmp_path / "cfg.json").write_text(
+        json.dumps({"input_size": [3, SIDE, SIDE], "crop_pct": 1, "mean": [0.5], "std": [0.5]})
+    )
     sized = import_model(Order(path, "it", Wishes(size=SIDE)), models, say=hush).manifest
+    cut = import_model(Order(path, "it", Wishes(str(tmp_path / "cfg.json"))), models, say=hush).manifest
 
-    for found in (same, named):
+    for found in (same, named, sized):
         assert found.preprocessing == wanted.preprocessing
         assert (found.licence, found.pixels) == ("of the photographs", wanted.pixels)
     assert (same.labels, named.labels) == (("cat", "dog", "owl", "fox"), ("a", "b", "c", "d"))
-    assert (sized.preprocessing.resize, sized.pixels) == ("exact", None), "statistics are of other pixels now"
+    assert (cut.preprocessing.resize_to, cut.pixels) == (SIDE, None), "statistics are of other pixels now"
+    assert (cut.preprocessing.mean, cut.preprocessing.std) == (wanted.preprocessing.mean, wanted.preprocessing.std)
+    assert len(same.folds) >= len(wanted.folds) > 0, "what was folded before is told still"
+
+
+@pytest.mark.parametrize("wishes", [Wishes(mean=(0.5,)), Wishes(std=(0.5,))], ids=["mean", "std"])
+def test_a_model_that_takes_pixels_is_told_no_arithmetic_that_it_does_not_do(
+    tmp_path: Path, models: Path, wishes: Wishes
+):
+    with pytest.raises(UsageError, match="--mean and --std would change nothing"):
+        import_model(Order(own_model(tmp_path, {}), "it", wishes), models, say=hush)
+    assert not models.exists()
 
 
 def test_what_a_damaged_file_says_of_itself_is_not_believed(tmp_path: Path, models: Path):
@@ -322,6 +338,24 @@ def test_what_a_damaged_file_says_of_itself_is_not_believed(tmp_path: Path, mode
     found = import_model(Order(own_model(tmp_path, {"labels": "cat"}), "it"), models, say=said.append).manifest
     assert found.labels == ("0", "1", "2", "3")
     assert any(line.startswith("warning") and "manifest entry labels" in line for line in said)
+
+
+def test_an_exact_form_is_judged_by_images_that_it_was_not_made_with(tmp_path: Path):
+    random = np.random.default_rng(2)
+    for index in range(17):
+        folder = tmp_path / "photos" / "ab"[index % 2]
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(random.integers(0, 256, (SIDE, SIDE, 3), np.uint8)).save(folder / f"{index:02}.png")
+    spec = Preprocessing(mode="RGB", size=(SIDE, SIDE), mean=(0.0,) * 3, std=(1.0,) * 3)
+
+    found = folder_material(tmp_path / "photos", spec, ("a", "b"))
+    unnamed = folder_material(tmp_path / "photos", spec, ("0", "1"))
+
+    assert found.validation is not None
+    made, judged = ({one.tobytes() for one in images} for images in (found.calibration, found.validation.images))
+    assert (len(made), len(judged), made & judged) == (9, 8, set())
+    assert found.validation.targets.tolist() == [0] * 4 + [1] * 4
+    assert (len(unnamed.calibration), unnamed.validation) == (17, None)
 
 
 def test_a_model_that_sees_a_centre_crop_is_imported_with_golden_images(tmp_path: Path, models: Path, photos: Path):
