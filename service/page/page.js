@@ -49,7 +49,8 @@ function newAnswer(file) {
   const item = find("answer").content.cloneNode(true).firstElementChild;
   const image = item.querySelector("img");
   image.src = URL.createObjectURL(file);
-  image.onload = image.onerror = () => URL.revokeObjectURL(image.src);
+  image.onload = () => URL.revokeObjectURL(image.src);
+  image.onerror = () => { image.onload(); image.hidden = true; }; // a browser's sign of a broken picture says nothing
   item.querySelector(".name").textContent = file.name;
   item.querySelector(".label").textContent = "…";
   find("answers").append(item);
@@ -76,8 +77,13 @@ function fill(item, ok, answer) {
 }
 
 async function predict(item, file, model) {
+  if (!file.size) {
+    fill(item, false, { title: "No image", detail: "the file is empty" });
+    return;
+  }
+  const body = file.slice(0, file.size, "application/octet-stream"); // what it is the service sees, whatever its name ends in
   try {
-    const response = await ask(`predict?model=${encodeURIComponent(model)}`, { method: "POST", body: file });
+    const response = await ask(`predict?model=${encodeURIComponent(model)}`, { method: "POST", body });
     fill(item, response.ok, await response.json());
   } catch (error) {
     fill(item, false, { title: "No answer", detail: "the server cannot be reached" });

@@ -1,5 +1,6 @@
 """The page and the API document in a real browser, which is told to reach nothing but the server."""
 
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -64,8 +65,13 @@ def test_page_names_the_model_and_labels_a_chosen_image(page: Page, image: Path)
 def test_page_shows_the_error_of_a_bad_file_beside_the_good_one(page: Page, image: Path, tmp_path: Path):
     text = tmp_path / "notes.txt"
     text.write_text("no image")
-    page.set_input_files("#files", [str(text), str(image)])
-    expect(page.locator("#answers .bad .label")).to_contain_text("Format not accepted")
+    empty = tmp_path / "empty.png"
+    empty.touch()
+    page.set_input_files("#files", [str(text), str(empty), str(image)])
+    labels = page.locator("#answers .bad .label")
+    expect(labels).to_have_text([re.compile("^Format not accepted: (?!content type)"), "No image: the file is empty"])
+    for number in (0, 1):
+        expect(page.locator("#answers .bad img").nth(number)).to_have_css("visibility", "hidden")
     expect(page.locator("#answers li:not(.bad) tbody tr")).to_have_count(3)
 
 
