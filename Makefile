@@ -8,13 +8,15 @@ TARGET := cpu
 PIP     = $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help serve train test lint bench image clean browser
+.PHONY: help setup serve train test lint bench image clean browser
 
 help:  ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-7s %s\n", $$1, $$2}'
 
 serve: $(VENV)/serving  ## serve the models in models/ on port 8000
 	$(BIN)/foldserve serve
+
+setup: $(VENV)/everything  ## set up everything: training, inspect, import, the tests
 
 train: $(VENV)/everything  ## train, fold, export and check a model on the bundled digits, without a network
 	$(BIN)/foldserve train digits --out runs/digits --overwrite

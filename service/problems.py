@@ -51,6 +51,13 @@ TITLE = {
     503: "Not ready",
     504: "Deadline exceeded",
 }
+# RFC 9457, section 3.1.3: a title belongs to its type; those whose status has another one's.
+OWN_TITLE = {
+    "not-comparable": "Not comparable",
+    "load-failed": "Load failed",
+    "all-images-failed": "No image could be answered",
+    "too-many-connections": "Too many connections",
+}
 # Kinds that are no ServiceError: they are found before a request reaches an endpoint.
 ELSEWHERE = {
     405: {"method-not-allowed": "GET is not possible at /predict"},
@@ -102,7 +109,7 @@ def as_http(status: int, name: str, detail: str, **headers: str) -> bytes:
 
 def document_of(status: int, name: str, detail: str) -> dict[str, Any]:
     """Return a problem document; `name` is the last part of its type."""
-    title = TITLE.get(status) or HTTPStatus(status).phrase
+    title = OWN_TITLE.get(name) or TITLE.get(status) or HTTPStatus(status).phrase
     return {"type": TYPE_PREFIX + name, "title": title, "status": status, "detail": detail}
 
 

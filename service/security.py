@@ -19,6 +19,7 @@ from service.errors import ConfigurationError, NotAuthenticated, NotPermitted
 
 Role = Literal["predict", "admin"]
 ROLES: tuple[Role, ...] = get_args(Role)
+CALLS: dict[Role, str] = {"predict": "predict", "admin": "make admin calls"}
 KEY_BYTES = 32  # 256 random bits: nothing to guess, so a fast hash is enough and a slow one would only cost requests
 SALT_BYTES = 16
 PREFIX = "fsk_"  # lets scanners of source code find a key that was committed by mistake
@@ -132,7 +133,7 @@ class KeyRing:
         if not roles:
             raise NotAuthenticated("the API key is not known, or no longer")
         if role not in roles:
-            raise NotPermitted(f"the API key may not {role}; it has the role {', '.join(sorted(roles))}")
+            raise NotPermitted(f"the API key may not {CALLS[role]}; it has the role {', '.join(sorted(roles))}")
 
     def _current(self) -> tuple[StoredKey, ...]:
         """Return the keys, read anew when the file has changed; a file that cannot be read leaves the old ones."""

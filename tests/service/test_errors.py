@@ -30,9 +30,17 @@ def test_every_service_error_has_a_status_and_a_problem_document(kind):
     document = problems.problem(example(kind))
 
     assert document["status"] == problems.STATUS[kind]
-    assert document["title"] == problems.TITLE[document["status"]]
-    assert document["type"].startswith("urn:foldserve:problem:")
+    name = document["type"].removeprefix("urn:foldserve:problem:")
+    assert document["title"] == problems.OWN_TITLE.get(name, problems.TITLE[document["status"]])
+    assert name == problems.slug(example(kind))
     assert document["detail"]
+
+
+def test_the_title_of_several_bad_images_does_not_hang_on_their_common_status():
+    documents = [problems.problem(AllImagesFailed([kind("bad")] * 2)) for kind in (InvalidImage, TooLarge)]
+
+    assert [document["status"] for document in documents] == [422, 413]
+    assert {document["title"] for document in documents} == {"No image could be answered"}
 
 
 def test_a_new_error_without_a_status_is_noticed():
