@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 from service.columns import aligned
 from service.config import Settings
 from service.errors import ArtifactError, ConfigurationError
-from service.manifest import Manifest
 
 if TYPE_CHECKING:
     from service.comparing import Comparison
+    from service.manifest import Manifest
 
 LABELS_SHOWN = 20
 NOTICE = (
@@ -104,7 +104,7 @@ def _document(compared: "Comparison", roles: tuple[str, ...]) -> dict[str, Any]:
     }
 
 
-def _facts(manifest: Manifest) -> Iterator[tuple[str, str]]:
+def _facts(manifest: "Manifest") -> Iterator[tuple[str, str]]:
     spec, labels = manifest.preprocessing, manifest.labels
     more = f", … {len(labels) - LABELS_SHOWN} more" if len(labels) > LABELS_SHOWN else ""
     yield "labels", f"{len(labels)}: {', '.join(labels[:LABELS_SHOWN])}{more}"
