@@ -131,7 +131,8 @@ def _sides(compared: "Comparison") -> Iterator[tuple[str, ...]]:
     sides, tightest = compared.sides, compared.tightest
     yield "", *(one.form for one in sides)
     shares = ("not recorded" if one.accuracy is None else f"{one.accuracy:.2%}" for one in sides)
-    yield f"accuracy ({compared.validation_images:,} validation images)", *shares
+    judged = f" ({compared.validation_images:,} validation images)" if compared.validation_images else ""
+    yield f"accuracy{judged}", *shares
     yield "size, MB", *(f"{one.bytes / 1e6:.2f}" for one in sides)
     for size in BATCH_SIZES:
         yield f"CPU ms an image here, batch {size}, one thread", *(f"{one.cpu_ms[size]:.3f}" for one in sides)

@@ -206,9 +206,8 @@ def _open(encoded: bytes, accepted: Accepted) -> Image.Image:
     if max(image.size) > MOST_SIDE:
         raise TooLarge(f"the image is {image.width} × {image.height} by its header; a side may have {MOST_SIDE} pixels")
     if image.width * image.height > accepted.max_pixels:
-        raise TooLarge(
-            f"the image is {image.width} × {image.height} by its header, over the limit of {accepted.max_pixels} pixels"
-        )
+        limit = f"{accepted.max_pixels:,} pixels"
+        raise TooLarge(f"the image is {image.width} × {image.height} by its header, over the limit of {limit}")
     return image
 
 

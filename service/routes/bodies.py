@@ -87,12 +87,12 @@ async def read_body(request: Request, settings: Settings, deadline: float) -> by
     check_encoding(encoding)
     limit = settings.max_body_bytes
     if (length := request.headers.get("content-length", "")).isdecimal() and int(length) > limit:
-        raise TooLarge(f"the body has {length} bytes, the limit is {limit}")
+        raise TooLarge(f"the body has {int(length):,} bytes, the limit is {limit:,}")
     body = arrived_body(request)
     if body is None:
         body = await before(deadline, _receive_body(request, settings))
     elif len(body) > limit:
-        raise TooLarge(f"the body has more than {limit} bytes")
+        raise TooLarge(f"the body has more than {limit:,} bytes")
     if encoding == "identity":
         return body
     return await asyncio.to_thread(inflate, body, encoding, settings.max_body_bytes)
@@ -110,7 +110,7 @@ async def _receive_body(request: Request, settings: Settings) -> bytes:
             async for chunk in request.stream():
                 body += chunk
                 if len(body) > limit:
-                    raise TooLarge(f"the body has more than {limit} bytes")
+                    raise TooLarge(f"the body has more than {limit:,} bytes")
     except TimeoutError:
         raise BodyTooSlow(f"the body did not arrive within {settings.body_timeout_s:g} s") from None
     except ClientDisconnect:

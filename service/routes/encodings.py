@@ -24,7 +24,7 @@ def inflate(body: bytes, encoding: str, limit: int) -> bytes:
     except zlib.error as error:
         raise MalformedRequest(f"the body is not {encoding}: {error}") from None
     if len(content) > limit:
-        raise TooLarge(f"the body has more than {limit} bytes once it is inflated")
+        raise TooLarge(f"the body has more than {limit:,} bytes once it is inflated")
     if not stream.eof or stream.unused_data:
         raise MalformedRequest(f"the {encoding} body is {'cut short' if not stream.eof else 'followed by other bytes'}")
     return content
