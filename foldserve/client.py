@@ -47,6 +47,7 @@ class Client(_Asking):
     """Asks a service and waits; for several threads at once. Use as a context manager.
 
     `predict` takes the query of /predict as keywords: model, version, top_k, logits, receipt.
+    Raises KeyRefused for an `api_key` that no header can hold.
     """
 
     def __init__(

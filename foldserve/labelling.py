@@ -14,7 +14,6 @@ if TYPE_CHECKING:
 # What a folder is searched for; a file that is named is always tried, whatever its name.
 SUFFIXES = frozenset({".avif", ".bmp", ".gif", ".jfif", ".jpe", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
 
-
 # What a server tells of its calls, in the words of this command; by the name of the problem.
 WAYS_OUT = {
     "not-authenticated": "; here: --api-key-file FILE, which holds the key",
@@ -93,7 +92,7 @@ def run_here(models: Path, paths: Sequence[Path], query: Query) -> Iterator[Labe
 def ask_server(url: str, paths: Sequence[Path], query: Query, *, api_key: str | None = None) -> Iterator[Labelled]:
     """Yield the labels of files by a server; a file that cannot be read has an error of its own.
 
-    Raises PredictionRefused, RequestRefused, ServerUnreachable.
+    Raises PredictionRefused, KeyRefused, ServerUnreachable.
     """
     import httpx
 

@@ -55,7 +55,7 @@ class BoundedConnection(HttpToolsProtocol):
         self._patience: asyncio.TimerHandle | None = None
         self._sending: asyncio.TimerHandle | None = None
 
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # TCP's, as uvicorn says
         self._joined = JoinedWrites(transport, self.loop)
         super().connection_made(self._joined)  # type: ignore[arg-type] # one in all but its class
         self._wait_for_head()

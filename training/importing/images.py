@@ -49,7 +49,7 @@ def folder_material(folder: Path, spec: Preprocessing, labels: tuple[str, ...]) 
     """
     images, classes = folder_images(folder, spec, 2 * CALIBRATION)
     if not set(classes) <= set(labels) or len(images) < 2 * FEWEST_IMAGES:
-        return Material(images[:: max(1, len(images) // CALIBRATION)])
+        return Material(images[:: max(1, len(images) // CALIBRATION)])  # no need of twice as many
     targets = np.array([labels.index(name) for name in classes], np.int64)
     return Material(images[::2], Labelled(images[1::2], targets[1::2]))
 
